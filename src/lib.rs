@@ -1,0 +1,11 @@
+//! Adit: one daemon per Kubernetes node that carries pods' TCP traffic through mutually
+//! authenticated tunnels.
+//!
+//! A connection makes a journey, **capture → identify → authorize → tunnel → deliver**, and five
+//! modules bear these names. Programs walk the journey; ground is what both stand on.
+//! ARCHITECTURE.md tells a connection's way file by file; `tests/architecture.rs` holds the layers.
+#![deny(clippy::unwrap_used, clippy::disallowed_methods)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod mesh;
+pub mod sys;

@@ -1,0 +1,8 @@
+//! The kernel, wrapped: every system call that the standard library does not offer, and the only
+//! `unsafe` of the crate.
+//!
+//! Nothing here decides anything. A function does one thing to the kernel and says what happened.
+#![allow(unsafe_code)]
+
+pub mod netns;
+pub mod socket;
