@@ -8,4 +8,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod mesh;
+pub mod pki;
 pub mod sys;
+pub mod tunnel;
