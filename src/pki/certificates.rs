@@ -17,7 +17,7 @@ use crate::mesh::Identity;
 use crate::pki::certificate::Certificate;
 use crate::pki::crypto::random;
 use crate::pki::issue::{IssueError, Issuer};
-use crate::pki::ledger::Ledger;
+use crate::pki::ledger::{Entry, Ledger};
 
 /// How many certificates are asked for at the same time.
 const IN_FLIGHT: usize = 8;
@@ -252,7 +252,7 @@ impl Certificates {
     pub fn report(&self) -> Vec<CertificateStatus> {
         let state = self.state();
         let current = self.current.load();
-        let line = |(identity, entry): (&Identity, &crate::pki::ledger::Entry)| {
+        let line = |(identity, entry): (&Identity, &Entry)| {
             let certificate = current.get(identity).cloned();
             CertificateStatus {
                 identity: identity.clone(),

@@ -4,7 +4,6 @@
 //! [`directory`](crate::pki::directory) implements it with files; a remote authority implements it
 //! with the network.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
@@ -130,4 +129,3 @@ impl Request {
 pub(in crate::pki) fn uri(identity: &Identity) -> Result<SanType, rcgen::Error> {
     Ok(SanType::URI(identity.to_string().try_into()?))
 }
-

@@ -245,7 +245,10 @@ mod tests {
             assert_eq!(ledger.start(now), [named(1)]);
             let entry = ledger.finish(&named(1), None, now, u64::MAX / 2).unwrap();
             attempts += 1;
-            assert_eq!((entry.lifetime, entry.failures), (Some(life(START)), attempts));
+            assert_eq!(
+                (entry.lifetime, entry.failures),
+                (Some(life(START)), attempts)
+            );
             now = ledger.next().unwrap();
         }
         assert_eq!(now, START + DAY, "the end itself is a moment to act");

@@ -48,9 +48,7 @@ pub fn retry(
     let pause = spread(pause, 5, draw).min(LONGEST_RETRY);
     let left = not_after.and_then(|end| end.duration_since(now).ok());
     now + match left {
-        Some(left) if !left.is_zero() => {
-            pause.min((left / 2).max(SHORTEST_LAST_RETRY).min(left))
-        }
+        Some(left) if !left.is_zero() => pause.min((left / 2).max(SHORTEST_LAST_RETRY).min(left)),
         _ => pause,
     }
 }

@@ -168,7 +168,8 @@ pub fn reason(error: &rustls::Error) -> &'static str {
 /// Our own verifiers' finding inside of a handshake's error.
 #[must_use]
 pub fn peer_error(error: &rustls::Error) -> Option<&PeerError> {
-    let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error else {
+    let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error
+    else {
         return None;
     };
     inner.downcast_ref()
@@ -206,8 +207,14 @@ impl ClientCertVerifier for AnyOf {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        verify_path(leaf, intermediates, &self.roots, now, KeyUsage::client_auth())
-            .map_err(path_error)?;
+        verify_path(
+            leaf,
+            intermediates,
+            &self.roots,
+            now,
+            KeyUsage::client_auth(),
+        )
+        .map_err(path_error)?;
         let found = identity_of(leaf).map_err(|error| refuse(PeerError::Nameless(error)))?;
         if *found.trust_domain() != self.trust_domain {
             let ours = self.trust_domain.clone();
@@ -259,8 +266,14 @@ impl ServerCertVerifier for Exactly {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        verify_path(leaf, intermediates, &self.roots, now, KeyUsage::server_auth())
-            .map_err(path_error)?;
+        verify_path(
+            leaf,
+            intermediates,
+            &self.roots,
+            now,
+            KeyUsage::server_auth(),
+        )
+        .map_err(path_error)?;
         let found = identity_of(leaf).map_err(|error| refuse(PeerError::Nameless(error)))?;
         if found != self.identity {
             let expected = self.identity.clone();

@@ -112,7 +112,10 @@ impl Authority {
         let more = read_bundle(&more_path)?.unwrap_or_default();
         let key = load_key(&key_path)?;
 
-        let signing = own.first().cloned().ok_or_else(|| malformed(&path, EMPTY))?;
+        let signing = own
+            .first()
+            .cloned()
+            .ok_or_else(|| malformed(&path, EMPTY))?;
         let parsed = parse(&signing, &path)?;
         check_signing(&parsed, &path)?;
         check_domain(&parsed, &path, trust_domain)?;
@@ -136,6 +139,12 @@ impl Authority {
         }
         for certificate in more {
             authority.trust(certificate, &more_path, now)?;
+        }
+        if authority.roots.is_empty() {
+            return Err(malformed(
+                &path,
+                "is not self-signed, and there is no root beside it",
+            ));
         }
         Ok(authority)
     }

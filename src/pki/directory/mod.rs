@@ -124,8 +124,8 @@ impl Place {
         now: SystemTime,
     ) -> Result<Certificate, IssueError> {
         files::check_directory(&self.path).map_err(IssueError::Directory)?;
-        let authority = Authority::load(&self.path, &self.trust_domain, now)
-            .map_err(IssueError::Directory)?;
+        let authority =
+            Authority::load(&self.path, &self.trust_domain, now).map_err(IssueError::Directory)?;
         *ends.lock().unwrap_or_else(PoisonError::into_inner) = authority.ends();
         let request = Request::new(identity)?;
         let chain = authority
