@@ -13,13 +13,15 @@ mod certificate;
 mod certificates;
 mod crypto;
 pub mod directory;
+mod facts;
 mod issue;
 mod ledger;
 mod name;
 pub mod rotate;
 
 pub use certificate::{Certificate, Parts, UnusableCertificate};
-pub use certificates::{CertificateStatus, Certificates, Event, Standing, WaitError};
+pub use certificates::Certificates;
 pub use crypto::{provider, verify_path};
+pub use facts::{CertificateStatus, Event, Standing, WaitError};
 pub use issue::{IssueError, Issuer, Request};
 pub use name::{NameError, identity_of};

@@ -8,8 +8,8 @@
 //! one that has ended, or whose root is gone, would live on; tunnels are pooled, so full handshakes
 //! are rare anyway.
 //!
-//! Building a configuration parses nothing and costs a few microseconds: whoever makes many
-//! connections keeps it, by [`Certificate::epoch`] and, for a client, the expected identity.
+//! Building a configuration parses nothing and costs less than a microsecond. Whoever keeps one does
+//! so by [`Certificate::epoch`] and, for a client, the expected identity.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! A leaf follows the X.509-SVID standard: no subject, one critical URI name, digital signatures
 //! only, for servers and clients alike.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -231,7 +231,7 @@ fn load_key(path: &Path) -> Result<KeyPair, Error> {
     KeyPair::try_from(&key).map_err(|_| malformed(path, "is not a key of a usable kind"))
 }
 
-fn read_bundle(path: &PathBuf) -> Result<Option<Vec<CertificateDer<'static>>>, Error> {
+fn read_bundle(path: &Path) -> Result<Option<Vec<CertificateDer<'static>>>, Error> {
     let Some(text) = files::read_certificates(path)? else {
         return Ok(None);
     };

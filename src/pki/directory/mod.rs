@@ -17,7 +17,7 @@
 //! (2) replace `root.key` and `root.pem` and put the old root into `roots.pem`, (3) take it out
 //! after one more life of a certificate.
 //!
-//! [`files`] knows the file system, [`authority`] knows X.509.
+//! `files` knows the file system, `authority` knows X.509.
 
 mod authority;
 mod error;
