@@ -7,6 +7,8 @@
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod authorize;
+
 pub mod mesh;
 pub mod pki;
 pub mod sys;
