@@ -7,5 +7,8 @@
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod api;
+pub mod telemetry;
+
 pub mod mesh;
 pub mod sys;
