@@ -8,6 +8,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod authorize;
+pub mod api;
+pub mod telemetry;
 
 pub mod mesh;
 pub mod pki;
