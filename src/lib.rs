@@ -7,5 +7,13 @@
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod authorize;
+pub mod deliver;
+pub mod tunnel;
+
+pub mod pki;
+pub mod pipe;
+pub mod task;
+
 pub mod mesh;
 pub mod sys;
