@@ -10,6 +10,12 @@
 pub mod authorize;
 pub mod api;
 pub mod telemetry;
+pub mod deliver;
+pub mod tunnel;
+
+pub mod pki;
+pub mod pipe;
+pub mod task;
 
 pub mod mesh;
 pub mod pki;
