@@ -8,16 +8,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod authorize;
-pub mod api;
-pub mod telemetry;
 pub mod deliver;
 pub mod tunnel;
 
 pub mod pki;
+pub mod telemetry;
+
+pub mod api;
 pub mod pipe;
 pub mod task;
 
 pub mod mesh;
-pub mod pki;
 pub mod sys;
-pub mod tunnel;

@@ -1,32 +1,20 @@
 //! Tasks with a name and an owner.
 //!
-//! Everything on a worker is `!Send` and runs on that worker's `LocalSet`. A task ends when its
-//! [`Task`] is dropped, unless it was let go with [`Task::detach`]: so nothing outlives its owner
-//! by oversight.
+//! A task ends with its [`Task`], unless it is [detached](Task::detach). A panic in one is caught
+//! by the runtime, logged with the task's name, and ends nothing else.
 
 use std::future::Future;
 
-use tokio::task::AbortHandle;
-use tracing::Instrument;
+use futures_util::FutureExt;
+use tokio::task::JoinHandle;
 
-/// A running task; dropping this ends it at its next waiting point.
+/// A running task. Dropping it aborts the task.
 #[derive(Debug)]
-#[must_use = "the task ends when this is dropped"]
-pub struct Task(Option<AbortHandle>);
-
-/// Starts `work` on the current thread's `LocalSet`, under a span of this name.
-///
-/// # Panics
-///
-/// When called outside a `LocalSet`.
-pub fn spawn_local(name: &'static str, work: impl Future<Output = ()> + 'static) -> Task {
-    let span = tracing::trace_span!("task", task.name = name);
-    let running = tokio::task::spawn_local(work.instrument(span));
-    Task(Some(running.abort_handle()))
-}
+#[must_use = "dropping a task aborts it"]
+pub struct Task(Option<JoinHandle<()>>);
 
 impl Task {
-    /// Lets the task run to its own end.
+    /// Lets the task run on to its own end.
     pub fn detach(mut self) {
         self.0 = None;
     }
@@ -37,5 +25,47 @@ impl Drop for Task {
         if let Some(handle) = &self.0 {
             handle.abort();
         }
+    }
+}
+
+/// Spawns a task on this thread's runtime.
+///
+/// # Panics
+///
+/// Outside of a `LocalSet`.
+pub fn spawn_local(name: &'static str, work: impl Future<Output = ()> + 'static) -> Task {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+    Task(Some(tokio::task::spawn_local(watched(name, work))))
+}
+
+/// Spawns a task that may move between threads.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub fn spawn(name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> Task {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+    Task(Some(tokio::spawn(watched(name, work))))
+}
+
+/// Runs blocking work beside the runtime; `None` when it panicked, which is logged.
+pub async fn blocking<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+    let done = tokio::task::spawn_blocking(work).await;
+    if done.is_err() {
+        tracing::error!(task = name, "task panicked");
+    }
+    done.ok()
+}
+
+async fn watched(name: &'static str, work: impl Future<Output = ()>) {
+    // The state a panicking task leaves behind is its own; what it shares is cells and maps whose
+    // operations do not unwind half-way.
+    let work = std::panic::AssertUnwindSafe(work);
+    if work.catch_unwind().await.is_err() {
+        tracing::error!(task = name, "task panicked");
     }
 }
