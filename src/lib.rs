@@ -9,5 +9,8 @@
 
 pub mod authorize;
 
+pub mod explain;
+
+pub mod api;
 pub mod mesh;
 pub mod sys;
