@@ -19,12 +19,13 @@ use criterion::{Criterion, criterion_group};
 use serde_json::{Value, json};
 
 /// The kinds of policies, each with 10 and 1,000 bound to the workload.
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "principals",
     "mixed",
     "blocks",
     "ports",
-    "wildcards",
+    "prefixes",
+    "suffixes",
     "negatives",
 ];
 
@@ -42,7 +43,8 @@ fn spec(kind: &str, at: usize) -> Value {
         "ports" => json!({"action": "DENY", "rules": [
             {"to": [{"operation": {"ports": [(20000 + at).to_string()]}}]},
         ]}),
-        "wildcards" => source(json!({"principals": [format!("cluster.local/ns/team-{}/*", at)]})),
+        "suffixes" => source(json!({"principals": [format!("*/sa/other-{at}")]})),
+        "prefixes" => source(json!({"principals": [format!("cluster.local/ns/team-{}/*", at)]})),
         "negatives" => deny(json!({"notNamespaces": ["team-*"], "notIpBlocks": [net()]})),
         _ => spec(["principals", "blocks", "ports"][at % 3], at),
     }
