@@ -18,5 +18,8 @@ pub mod api;
 pub mod pipe;
 pub mod task;
 
+pub mod explain;
+
+pub mod api;
 pub mod mesh;
 pub mod sys;
