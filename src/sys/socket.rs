@@ -5,7 +5,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 
+use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::sys::netns::Netns;
@@ -61,6 +63,54 @@ pub fn transparent(socket: &Socket, family_of: IpAddr) -> io::Result<()> {
         socket.set_ip_transparent_v4(true)
     } else {
         socket.set_ip_transparent_v6(true)
+    }
+}
+
+/// Makes a non-blocking TCP socket inside `netns` that will connect to `to` as if it came from
+/// `from`, which need not be an address of the pod. It is bound, and ready to be connected.
+///
+/// `avoid_port` is the port of `from` at which the client's own connection stands in this same
+/// namespace: the new connection never takes it.
+///
+/// # Errors
+///
+/// As `socket(2)` and `bind(2)`: `EPERM` without `CAP_NET_ADMIN`.
+pub fn spoofed(
+    netns: &Netns,
+    from: IpAddr,
+    to: SocketAddr,
+    avoid_port: Option<u16>,
+) -> io::Result<Socket> {
+    let _ = avoid_port;
+    let socket = connector(netns, to.ip())?;
+    transparent(&socket, from)?;
+    set(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    Ok(socket)
+}
+
+/// Sets a socket option that is an `int`.
+fn set(
+    socket: &Socket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of_val(&value)).expect("four fits");
+    // SAFETY: `value` is valid for reads of the size given, and outlives the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            len,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
