@@ -3,12 +3,17 @@
 //! Every socket the daemon makes inside a pod carries [`OWN_MARK`], by which the pod's rules tell
 //! the daemon's packets from the application's.
 
+use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::sys::netns::Netns;
 
@@ -34,6 +39,8 @@ pub fn listener(netns: &Netns, addr: SocketAddr, backlog: i32) -> io::Result<Soc
     transparent(&socket, addr.ip())?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // What it accepts inherits this, as it does the mark: two system calls less per connection.
+    socket.set_tcp_nodelay(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -66,11 +73,43 @@ pub fn transparent(socket: &Socket, family_of: IpAddr) -> io::Result<()> {
     }
 }
 
+/// Whether a listener on `addr` inside `netns` would be alone there.
+///
+/// [`listener`] shares its address with whoever has the same user id and the same wish to share;
+/// an application that runs as root may be that. This asks for the address without sharing.
+///
+/// # Errors
+///
+/// As [`listener`].
+pub fn unclaimed(netns: &Netns, addr: SocketAddr) -> io::Result<()> {
+    let socket = new(netns, addr.ip())?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&addr.into())
+}
+
+/// Ports that no system hands out by itself unless told so, and few servers listen on: above
+/// Linux's range (`net.ipv4.ip_local_port_range`, 32768 to 60999).
+const ABOVE: RangeInclusive<u16> = 61000..=65535;
+/// The same below Linux's range and below that of RFC 6335 (49152 to 65535), which other systems
+/// use.
+const BELOW: RangeInclusive<u16> = 20480..=30719;
+
 /// Makes a non-blocking TCP socket inside `netns` that will connect to `to` as if it came from
 /// `from`, which need not be an address of the pod. It is bound, and ready to be connected.
 ///
-/// `avoid_port` is the port of `from` at which the client's own connection stands in this same
-/// namespace: the new connection never takes it.
+/// Two things decide about its port. The pod's other sockets may hold the client's own
+/// connections, under the very addresses that this one will have, seen from the other side; so the
+/// port is one that the client is unlikely to use, and never `avoid_port`, the one it is known to
+/// use. And a port the kernel chooses cannot be used again for a minute after its connection
+/// ended (`TIME_WAIT`), which would allow 28,000 connections a minute; a port bound by number can
+/// be used at once (`tcp_twsk_unique`).
+///
+/// To connect may still fail with `EADDRNOTAVAIL`, because the same connection exists, and with
+/// `ECONNREFUSED`, because the client has one with the same addresses; another call brings
+/// another port. [`connect_from`] does all that.
 ///
 /// # Errors
 ///
@@ -81,12 +120,99 @@ pub fn spoofed(
     to: SocketAddr,
     avoid_port: Option<u16>,
 ) -> io::Result<Socket> {
-    let _ = avoid_port;
+    let [range, _] = preferred(avoid_port);
+    match numbered(netns, from, to, avoid_port, range)? {
+        Some(socket) => Ok(socket),
+        None => unnumbered(netns, from, to),
+    }
+}
+
+/// Connects from inside `netns` to `to` as if from `from`, at a port that is free (see
+/// [`spoofed`]).
+///
+/// # Errors
+///
+/// As `connect(2)`; as [`spoofed`].
+pub async fn connect_from(
+    netns: &Netns,
+    from: IpAddr,
+    to: SocketAddr,
+    avoid_port: Option<u16>,
+) -> io::Result<TcpStream> {
+    let [first, second] = preferred(avoid_port);
+    let mut refused = false;
+    for range in [&first, &first, &first, &first, &second, &second] {
+        let Some(socket) = numbered(netns, from, to, avoid_port, range.clone())? else {
+            continue;
+        };
+        match TcpSocket::from_std_stream(socket.into()).connect(to).await {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {}
+            // Either nobody listens, or this was the port of a connection of the client's: the
+            // rules refuse that. Only one of the two happens again.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && !refused => {
+                refused = true;
+            }
+            done => return done,
+        }
+    }
+    let socket = unnumbered(netns, from, to)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// Where to look for a port, in this order. Where the client is known to have connections of its
+/// own here, what other systems use is avoided first.
+fn preferred(avoid_port: Option<u16>) -> [RangeInclusive<u16>; 2] {
+    if avoid_port.is_some() {
+        [BELOW, ABOVE]
+    } else {
+        [ABOVE, BELOW]
+    }
+}
+
+/// A socket bound to a port of `range`; `None` if none was found in a few tries.
+fn numbered(
+    netns: &Netns,
+    from: IpAddr,
+    to: SocketAddr,
+    avoid_port: Option<u16>,
+    range: RangeInclusive<u16>,
+) -> io::Result<Option<Socket>> {
+    let socket = connector(netns, to.ip())?;
+    transparent(&socket, from)?;
+    // Shares the port with connections to elsewhere, and with ones that have ended.
+    socket.set_reuse_address(true)?;
+    for _ in 0..8 {
+        let port = next_port(&range);
+        if Some(port) == avoid_port {
+            continue;
+        }
+        match socket.bind(&SocketAddr::new(from, port).into()) {
+            Ok(()) => return Ok(Some(socket)),
+            // Somebody listens on this port at every address.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// A socket whose port the kernel will choose when it connects.
+fn unnumbered(netns: &Netns, from: IpAddr, to: SocketAddr) -> io::Result<Socket> {
     let socket = connector(netns, to.ip())?;
     transparent(&socket, from)?;
     set(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     socket.bind(&SocketAddr::new(from, 0).into())?;
     Ok(socket)
+}
+
+/// The next port of `range` on this thread's way through all of them. Threads start anywhere.
+fn next_port(range: &RangeInclusive<u16>) -> u16 {
+    thread_local! {
+        static TURN: Cell<u16> = Cell::new((RandomState::new().hash_one(()) & 0xffff) as u16);
+    }
+    let turn = TURN.get();
+    TURN.set(turn.wrapping_add(1));
+    range.start() + turn % (range.end() - range.start() + 1)
 }
 
 /// Sets a socket option that is an `int`.
