@@ -7,5 +7,7 @@
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod capture;
+
 pub mod mesh;
 pub mod sys;

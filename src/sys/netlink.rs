@@ -6,6 +6,7 @@
 //! microseconds: the kernel answers before `send` returns.
 
 use std::io;
+use std::io::ErrorKind;
 
 use netlink_sys::Socket;
 
@@ -65,7 +66,7 @@ impl Netlink {
             first.get_or_insert(message);
             true
         })?;
-        first.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        first.ok_or_else(|| ErrorKind::UnexpectedEof.into())
     }
 
     /// Asks for everything there is of a kind.
@@ -188,16 +189,46 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 /// `EPROTONOSUPPORT` or `EOPNOTSUPP` on a kernel without nf_tables, `EPERM` without
 /// `CAP_NET_ADMIN`.
 pub fn generation(netns: &Netns) -> io::Result<u32> {
-    const NFT_MSG_GETGEN: u16 = (10 << 8) | 16;
+    const NFT_MSG_GETGEN: u16 = 16;
     const NFTA_GEN_ID: u16 = 1;
     let netlink = Netlink::open(netns, netlink_sys::protocols::NETLINK_NETFILTER)?;
-    // struct nfgenmsg: any family, version 0, no resource.
-    let answer = netlink.ask(NFT_MSG_GETGEN, &[0; 4])?;
-    let attributes = answer.payload.get(4..).unwrap_or_default();
-    attributes_id(attributes, NFTA_GEN_ID).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let answer = netlink.ask(nftables(NFT_MSG_GETGEN), &nfgenmsg(0))?;
+    attributes(answer.payload.get(4..).unwrap_or_default())
+        .find(|(kind, _)| *kind == NFTA_GEN_ID)
+        .and_then(|(_, value)| Some(u32::from_be_bytes(value.try_into().ok()?)))
+        .ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
-fn attributes_id(bytes: &[u8], wanted: u16) -> Option<u32> {
-    let (_, value) = attributes(bytes).find(|(kind, _)| *kind == wanted)?;
-    Some(u32::from_be_bytes(value.try_into().ok()?))
+/// Whether `netns` has an nf_tables table of family `inet` by this name.
+///
+/// # Errors
+///
+/// As [`generation`].
+pub fn has_table(netns: &Netns, name: &str) -> io::Result<bool> {
+    const NFT_MSG_GETTABLE: u16 = 1;
+    const NFTA_TABLE_NAME: u16 = 1;
+    const NFPROTO_INET: u8 = 1;
+    let netlink = Netlink::open(netns, netlink_sys::protocols::NETLINK_NETFILTER)?;
+    let mut request = nfgenmsg(NFPROTO_INET).to_vec();
+    let length = u16::try_from(4 + name.len() + 1).map_err(io::Error::other)?;
+    request.extend(length.to_ne_bytes());
+    request.extend(NFTA_TABLE_NAME.to_ne_bytes());
+    request.extend(name.as_bytes());
+    request.resize(4 + usize::from(length).next_multiple_of(4), 0);
+    match netlink.ask(nftables(NFT_MSG_GETTABLE), &request) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The type of a message to the nf_tables subsystem.
+const fn nftables(message: u16) -> u16 {
+    const NFNL_SUBSYS_NFTABLES: u16 = 10;
+    NFNL_SUBSYS_NFTABLES << 8 | message
+}
+
+/// `struct nfgenmsg`: a family, version 0, no resource.
+const fn nfgenmsg(family: u8) -> [u8; 4] {
+    [family, 0, 0, 0]
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use netlink_packet_core::{Emitable, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -79,6 +80,28 @@ impl Routing {
             );
         }
         Ok(all)
+    }
+
+    /// Brings `lo` up, and sends everything to it that has no other route. For a namespace that
+    /// was made to try something in; one of a pod is never changed so.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answered.
+    pub fn furnish(&self) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = LOOPBACK;
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        self.0.tell(libc::RTM_NEWLINK, &bytes(&link))?;
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.header.protocol = RouteProtocol::Static;
+        route.header.scope = RouteScope::Link;
+        route.header.kind = RouteType::Unicast;
+        route.attributes = vec![RouteAttribute::Oif(LOOPBACK)];
+        self.0.create(libc::RTM_NEWROUTE, &bytes(&route))
     }
 
     /// Makes the rule and the route of `way`, for IPv4 or IPv6. Ones that are there stay.
