@@ -2,8 +2,7 @@
 //!
 //! The address of an accepted socket is the address that the peer dialled: capture rewrites
 //! nothing. A connection that dialled one of our own ports in a way they are not for is refused
-//! here; the rules refuse most of these before (`own` and `inbound` in
-//! [`rules`](crate::capture::rules)), but a loop must be impossible, not unlikely.
+//! here. The rules refuse before only what stays within the pod.
 
 use std::io;
 use std::net::SocketAddr;

@@ -20,6 +20,9 @@
 //! - **Our mark is cleared on `lo`**, or, with `tcp_fwmark_accept`, the application's sockets would
 //!   inherit it and not be captured.
 //! - **`fib daddr type local`** tells what is local, so that addresses added later count at once.
+//! - **Nothing that arrives is rejected** by a rule: the reset would be turned round like everything
+//!   that leaves. A call from outside to a port of ours is captured, and refused by
+//!   [`accept`](crate::capture::accept()).
 //! - No NAT and no conntrack expression: either would start connection tracking in the pod.
 //!
 //! Statements are those that nft 0.9.4 and Linux 5.14 know.
@@ -107,7 +110,7 @@ impl Rules<'_> {
 
     /// The hooks of [`Mode::Full`].
     fn capturing(&self) -> String {
-        let [outbound, inbound, tunnel] = Port::ALL.map(Port::number);
+        let tunnel = Port::Tunnel.number();
         let mut out = own_accepted();
         out += "fib daddr type local jump own\n";
         out += &self.spared(Side::Leaving);
@@ -115,7 +118,6 @@ impl Rules<'_> {
 
         let mut arriving = self.spared(Side::Arriving);
         arriving += &format!("tcp dport {tunnel} jump tunnel\n");
-        arriving += &format!("tcp dport {{ {outbound}, {inbound} }} {SYN} reject with tcp reset\n");
         arriving += &self.tproxy(Port::Inbound);
         arriving += "drop\n";
 

@@ -121,7 +121,7 @@ pub fn spoofed(
     avoid_port: Option<u16>,
 ) -> io::Result<Socket> {
     let [range, _] = preferred(avoid_port);
-    match numbered(netns, from, to, avoid_port, range)? {
+    match numbered(netns, from, to, avoid_port, &range)? {
         Some(socket) => Ok(socket),
         None => unnumbered(netns, from, to),
     }
@@ -140,17 +140,22 @@ pub async fn connect_from(
     avoid_port: Option<u16>,
 ) -> io::Result<TcpStream> {
     let [first, second] = preferred(avoid_port);
+    let mut range = &first;
     let mut refused = false;
-    for range in [&first, &first, &first, &first, &second, &second] {
-        let Some(socket) = numbered(netns, from, to, avoid_port, range.clone())? else {
+    for attempt in 0..8 {
+        if attempt == 4 {
+            range = &second;
+        }
+        let Some(socket) = numbered(netns, from, to, avoid_port, range)? else {
             continue;
         };
         match TcpSocket::from_std_stream(socket.into()).connect(to).await {
             Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {}
             // Either nobody listens, or this was the port of a connection of the client's: the
-            // rules refuse that. Only one of the two happens again.
+            // rules refuse that. Only one of the two happens again, elsewhere.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused && !refused => {
                 refused = true;
+                range = &second;
             }
             done => return done,
         }
@@ -175,14 +180,14 @@ fn numbered(
     from: IpAddr,
     to: SocketAddr,
     avoid_port: Option<u16>,
-    range: RangeInclusive<u16>,
+    range: &RangeInclusive<u16>,
 ) -> io::Result<Option<Socket>> {
     let socket = connector(netns, to.ip())?;
     transparent(&socket, from)?;
     // Shares the port with connections to elsewhere, and with ones that have ended.
     socket.set_reuse_address(true)?;
     for _ in 0..8 {
-        let port = next_port(&range);
+        let port = next_port(range);
         if Some(port) == avoid_port {
             continue;
         }
@@ -205,14 +210,19 @@ fn unnumbered(netns: &Netns, from: IpAddr, to: SocketAddr) -> io::Result<Socket>
     Ok(socket)
 }
 
-/// The next port of `range` on this thread's way through all of them. Threads start anywhere.
+/// The next port of `range` on this thread's way through all of them, in leaps: who met a port that
+/// somebody uses should not meet that one's neighbours next. Threads start anywhere.
 fn next_port(range: &RangeInclusive<u16>) -> u16 {
+    /// A prime, and so no divisor of the ranges' lengths: the way leads to every port.
+    const LEAP: u64 = 1999;
     thread_local! {
-        static TURN: Cell<u16> = Cell::new((RandomState::new().hash_one(()) & 0xffff) as u16);
+        static TURN: Cell<u64> = Cell::new(RandomState::new().hash_one(()) >> 32);
     }
     let turn = TURN.get();
-    TURN.set(turn.wrapping_add(1));
-    range.start() + turn % (range.end() - range.start() + 1)
+    TURN.set(turn + 1);
+    let length = u64::from(range.end() - range.start()) + 1;
+    let offset = turn * LEAP % length;
+    range.start() + u16::try_from(offset).expect("shorter than all ports")
 }
 
 /// Sets a socket option that is an `int`.
@@ -250,4 +260,19 @@ fn new(netns: &Netns, family_of: IpAddr) -> io::Result<Socket> {
     let socket = netns.enter(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
     socket.set_mark(OWN_MARK)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_port_of_a_range_has_its_turn() {
+        for range in [ABOVE, BELOW] {
+            let all: std::collections::HashSet<_> =
+                range.clone().map(|_| next_port(&range)).collect();
+            assert_eq!(all.len(), range.clone().count());
+            assert!(all.iter().all(|port| range.contains(port)));
+        }
+    }
 }
