@@ -14,7 +14,7 @@ use nix::libc;
 use crate::capture::existing::{Before, Connection, Existing, Sockets, Treated, whole};
 use crate::capture::nft;
 use crate::capture::rules;
-use crate::capture::rules::{LOOP, Mode, Rules, SET_NAMES, TABLE, is_full, read_connections};
+use crate::capture::rules::{LOOP, Mode, Rules, SET_NAMES, TABLE, is_draining, read_connections};
 use crate::capture::{Error, Port, WorkerListeners};
 use crate::mesh::Family;
 use crate::sys::netlink;
@@ -306,17 +306,21 @@ impl Capture {
             .map(|slot| slot.worker)
             .collect();
         let failed = |cause: std::io::Error| match cause.kind() {
-            ErrorKind::AddrInUse => Error::PortTaken { addr },
+            ErrorKind::AddrInUse => self.taken(addr),
             _ => Error::Listen { addr, cause },
         };
         if there.is_empty() {
             socket::unclaimed(&self.netns, addr).map_err(failed)?;
         }
+        let mut made = Vec::new();
         for worker in (0..self.options.workers).filter(|worker| !there.contains(worker)) {
             let listener: TcpListener = socket::listener(&self.netns, addr, BACKLOG)
                 .map_err(failed)?
                 .into();
             let inode = inode(&listener).map_err(failed)?;
+            made.push((worker, inode, listener));
+        }
+        for (worker, inode, listener) in made {
             self.slots.push(Slot {
                 worker,
                 port,
@@ -326,6 +330,19 @@ impl Capture {
             self.fresh[worker].on(port).push(listener);
         }
         Ok(())
+    }
+
+    /// Who has `addr`, which we need.
+    fn taken(&self, addr: SocketAddr) -> Error {
+        let listeners = sockdiag::listeners(&self.netns).unwrap_or_default();
+        let ours = |socket: &Tcp| {
+            socket.local == addr && socket.mark & socket::MARK_MASK == socket::OWN_MARK
+        };
+        if listeners.iter().any(ours) {
+            Error::Served
+        } else {
+            Error::PortTaken { addr }
+        }
     }
 
     /// Writes routes and rules, and treats what was open before.
@@ -444,10 +461,12 @@ fn connections(netns: &Netns) -> Result<Vec<Tcp>, Error> {
 
 /// What rules the namespace now.
 fn before(netns: &Netns) -> Result<Before, Error> {
-    let Some(listing) = nft::table(netns)? else {
+    // Asked first because it costs nothing, and this is so nearly always.
+    if !netlink::has_table(netns, TABLE).map_err(Error::kernel("look for rules"))? {
         return Ok(Before::Nothing);
-    };
-    if !is_full(&listing) {
+    }
+    let listing = nft::table(netns)?.unwrap_or_default();
+    if is_draining(&listing) {
         return Ok(Before::Draining);
     }
     let mut kept = Vec::new();

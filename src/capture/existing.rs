@@ -133,3 +133,91 @@ impl<'a> Sockets<'a> {
         ip.is_loopback() || self.own.contains(&ip)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "10.0.0.2:40000";
+    const WEB: &str = "10.0.0.2:80";
+    const FAR: &str = "10.0.0.9:443";
+
+    fn of(sockets: &[(&str, &str, u32)]) -> Vec<Tcp> {
+        let imagined =
+            |&(local, remote, mark)| Tcp::imagined(local, remote, State::Established, mark);
+        sockets.iter().map(imagined).collect()
+    }
+
+    fn check(sockets: &[(&str, &str, u32)], strays: &[&str], carried: &[&str]) {
+        let all = of(sockets);
+        let own = ["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let sockets = Sockets::new(&all, &own);
+        let named = |socket: &Tcp| format!("{} {}", socket.local, socket.remote);
+        assert_eq!(sockets.strays().map(named).collect::<Vec<_>>(), strays);
+        assert_eq!(
+            sockets.carried_sockets().map(named).collect::<Vec<_>>(),
+            carried
+        );
+    }
+
+    #[test]
+    fn strays_are_what_has_no_twin() {
+        check(&[], &[], &[]);
+        check(&[(POD, FAR, 0)], &["10.0.0.2:40000 10.0.0.9:443"], &[]);
+        check(
+            &[("[fd00::2]:1", "[fd00::9]:2", 0)],
+            &["[fd00::2]:1 [fd00::9]:2"],
+            &[],
+        );
+        // Captured on its way out: its twin stands for the far end.
+        check(
+            &[(POD, FAR, 0), (FAR, POD, OWN_MARK)],
+            &[],
+            &["10.0.0.2:40000 10.0.0.9:443"],
+        );
+        // The twin of a connection that has ended says no mark.
+        check(
+            &[(POD, FAR, 0), (FAR, POD, 0)],
+            &[],
+            &["10.0.0.2:40000 10.0.0.9:443"],
+        );
+        // Captured on its way in: ours to the client, ours to the application, and its own.
+        check(
+            &[
+                (WEB, "10.0.0.9:5000", OWN_MARK),
+                ("10.0.0.9:61000", WEB, OWN_MARK),
+                (WEB, "10.0.0.9:61000", 0),
+            ],
+            &[],
+            &["10.0.0.2:80 10.0.0.9:61000"],
+        );
+        // Within the pod, and our own to elsewhere.
+        check(
+            &[
+                (POD, WEB, 0),
+                (WEB, POD, 0),
+                ("127.0.0.1:1", "127.0.0.1:2", 0),
+            ],
+            &[],
+            &[],
+        );
+        check(&[("10.0.0.2:41000", "10.0.0.8:15008", OWN_MARK)], &[], &[]);
+        // Other bits of the mark are not ours.
+        check(&[(POD, FAR, 0xf000 | OWN_MARK)], &[], &[]);
+        check(&[(POD, FAR, 0xf000)], &["10.0.0.2:40000 10.0.0.9:443"], &[]);
+    }
+
+    #[test]
+    fn what_was_before_decides_what_a_stray_is() {
+        let stray = Tcp::imagined(POD, FAR, State::Established, 0);
+        let ending = Tcp::imagined(POD, FAR, State::CloseWait, 0);
+        let known = vec![Connection::of(&stray)];
+        assert!(Before::Nothing.spares(&stray) && Before::Nothing.spares(&ending));
+        assert!(!Before::Captured(Vec::new()).spares(&stray));
+        assert!(Before::Captured(known.clone()).spares(&stray));
+        assert!(Before::Captured(known).spares(&ending));
+        assert!(Before::Draining.spares(&stray));
+        // It may be the rest of one that was carried, and its next bytes would go out in clear.
+        assert!(!Before::Draining.spares(&ending));
+    }
+}

@@ -120,6 +120,10 @@ pub enum Error {
         /// Where.
         addr: SocketAddr,
     },
+    /// Our own listeners are there: of another daemon, which is about to end, or of an earlier
+    /// enrolment whose listeners are not closed yet.
+    #[error("the pod is still served by another daemon or enrolment")]
+    Served,
     /// A listener could not be made, for another reason.
     #[error("cannot listen on {addr} inside the pod")]
     Listen {
@@ -170,6 +174,7 @@ impl Error {
             Self::TheNode => "node_namespace",
             Self::NoLoopback => "no_loopback",
             Self::PortTaken { .. } => "port_taken",
+            Self::Served => "served",
             Self::Listen { .. } => "listen",
             Self::Rules { .. } => "rules",
             Self::Route { .. } => "route",

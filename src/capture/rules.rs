@@ -70,6 +70,10 @@ pub(crate) struct Rules<'a> {
     pub(crate) connections: &'a [Connection],
 }
 
+/// How the name of the chain begins that tells what rules these are.
+const FULL: &str = "config_full_";
+const DRAINING: &str = "config_draining_";
+
 /// A connection request, and nothing else.
 const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// Any packet of a connection that has begun.
@@ -82,13 +86,22 @@ impl Rules<'_> {
         format!(
             "add table inet {TABLE}\ndelete table inet {TABLE}\n\
              table inet {TABLE} {{\n\tchain {} {{\n\t}}\n{body}}}\n",
-            config_chain(&body)
+            self.config(&body)
         )
     }
 
     /// The transaction that removes every rule of ours; succeeds if there is none.
     pub(crate) fn removal() -> String {
         format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+    }
+
+    /// The name of an empty chain by which anyone can tell from the kernel what these rules are.
+    fn config(&self, body: &str) -> String {
+        let mode = match self.mode {
+            Mode::Full => FULL,
+            Mode::Draining => DRAINING,
+        };
+        format!("{mode}{:016x}", fnv1a(body))
     }
 
     fn body(&self) -> String {
@@ -344,12 +357,11 @@ fn element(connection: &Connection) -> String {
     )
 }
 
-/// FNV-1a, so that the name is the same whatever compiled it.
-fn config_chain(body: &str) -> String {
-    let hash = body.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+/// A hash (FNV-1a) that is the same whatever compiled it.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("config_{hash:016x}")
+    })
 }
 
 /// The transaction that adds connections to rules of [`Mode::Draining`]; ones that are known stay.
@@ -364,9 +376,9 @@ pub(crate) fn addition(connections: &[Connection]) -> String {
     text
 }
 
-/// Whether these rules, as `nft list table` prints them, capture what arrives.
-pub(crate) fn is_full(listing: &str) -> bool {
-    listing.contains("chain inbound {")
+/// Whether rules, as `nft list table` prints them, are those of [`Mode::Draining`].
+pub(crate) fn is_draining(listing: &str) -> bool {
+    listing.contains(&format!("chain {DRAINING}"))
 }
 
 /// The connections in a set, as `nft list set` prints it.
@@ -393,3 +405,6 @@ fn read_connection(element: &str) -> Option<Connection> {
         remote: end()?,
     })
 }
+
+#[cfg(test)]
+mod tests;

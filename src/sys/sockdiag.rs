@@ -182,3 +182,53 @@ fn address(family: u8, id: &[u8; 48], port: usize, ip: usize) -> Option<SocketAd
     // An IPv6 socket that speaks IPv4 has mapped addresses; its packets are IPv4.
     Some(SocketAddr::new(ip.to_canonical(), port))
 }
+
+#[cfg(test)]
+impl Tcp {
+    /// A socket that the kernel does not have.
+    pub(crate) fn imagined(local: &str, remote: &str, state: State, mark: u32) -> Self {
+        let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());
+        let name = Name {
+            family: 0,
+            id: [0; 48],
+        };
+        Self {
+            local,
+            remote,
+            state,
+            mark,
+            inode: 0,
+            name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_field_by_field() {
+        // An IPv6 socket that speaks IPv4: [::ffff:10.0.0.2]:80 to [::ffff:10.0.0.1]:40000.
+        let mut message = vec![10, 1, 0, 0];
+        message.extend(80_u16.to_be_bytes());
+        message.extend(40_000_u16.to_be_bytes());
+        for host in [2, 1] {
+            message.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, host]);
+        }
+        message.extend([0; 12]);
+        message.extend([0; 16]);
+        message.extend(77_u32.to_ne_bytes());
+        message.extend(8_u16.to_ne_bytes());
+        message.extend(INET_DIAG_MARK.to_ne_bytes());
+        message.extend(0x539_u32.to_ne_bytes());
+        let socket = read(&message).unwrap();
+        assert_eq!(socket.local, "10.0.0.2:80".parse().unwrap());
+        assert_eq!(socket.remote, "10.0.0.1:40000".parse().unwrap());
+        assert_eq!(socket.state, State::Established);
+        assert_eq!((socket.inode, socket.mark), (77, 0x539));
+        for cut in 0..MESSAGE {
+            assert_eq!(read(&message[..cut]), None);
+        }
+    }
+}

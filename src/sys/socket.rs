@@ -9,9 +9,7 @@ use std::io;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::AsRawFd;
 
-use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -139,6 +137,23 @@ pub async fn connect_from(
     to: SocketAddr,
     avoid_port: Option<u16>,
 ) -> io::Result<TcpStream> {
+    let (stream, ()) = connect_announced(netns, from, to, avoid_port, |_| ()).await?;
+    Ok(stream)
+}
+
+/// As [`connect_from`]; before each try `announce` is told the address it will come from, so that
+/// whoever accepts it can know it. What `announce` returned is dropped if the try fails.
+///
+/// # Errors
+///
+/// As [`connect_from`].
+pub async fn connect_announced<T>(
+    netns: &Netns,
+    from: IpAddr,
+    to: SocketAddr,
+    avoid_port: Option<u16>,
+    mut announce: impl FnMut(SocketAddr) -> T,
+) -> io::Result<(TcpStream, T)> {
     let [first, second] = preferred(avoid_port);
     let mut range = &first;
     let mut refused = false;
@@ -149,7 +164,7 @@ pub async fn connect_from(
         let Some(socket) = numbered(netns, from, to, avoid_port, range)? else {
             continue;
         };
-        match TcpSocket::from_std_stream(socket.into()).connect(to).await {
+        match connect(socket, to, &mut announce).await {
             Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {}
             // Either nobody listens, or this was the port of a connection of the client's: the
             // rules refuse that. Only one of the two happens again, elsewhere.
@@ -160,8 +175,17 @@ pub async fn connect_from(
             done => return done,
         }
     }
-    let socket = unnumbered(netns, from, to)?;
-    TcpSocket::from_std_stream(socket.into()).connect(to).await
+    connect(unnumbered(netns, from, to)?, to, &mut announce).await
+}
+
+async fn connect<T>(
+    socket: Socket,
+    to: SocketAddr,
+    announce: &mut impl FnMut(SocketAddr) -> T,
+) -> io::Result<(TcpStream, T)> {
+    let socket = TcpSocket::from_std_stream(socket.into());
+    let announced = announce(socket.local_addr()?);
+    Ok((socket.connect(to).await?, announced))
 }
 
 /// Where to look for a port, in this order. Where the client is known to have connections of its
@@ -201,11 +225,10 @@ fn numbered(
     Ok(None)
 }
 
-/// A socket whose port the kernel will choose when it connects.
+/// A socket at a port that the kernel has chosen, when no other is to be had.
 fn unnumbered(netns: &Netns, from: IpAddr, to: SocketAddr) -> io::Result<Socket> {
     let socket = connector(netns, to.ip())?;
     transparent(&socket, from)?;
-    set(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     socket.bind(&SocketAddr::new(from, 0).into())?;
     Ok(socket)
 }
@@ -223,31 +246,6 @@ fn next_port(range: &RangeInclusive<u16>) -> u16 {
     let length = u64::from(range.end() - range.start()) + 1;
     let offset = turn * LEAP % length;
     range.start() + u16::try_from(offset).expect("shorter than all ports")
-}
-
-/// Sets a socket option that is an `int`.
-fn set(
-    socket: &Socket,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: libc::c_int,
-) -> io::Result<()> {
-    let len = libc::socklen_t::try_from(size_of_val(&value)).expect("four fits");
-    // SAFETY: `value` is valid for reads of the size given, and outlives the call.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            len,
-        )
-    };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 fn new(netns: &Netns, family_of: IpAddr) -> io::Result<Socket> {

@@ -208,7 +208,7 @@ fn open_connections_are_kept_and_new_ones_captured() {
                 .map(|server| connect(&net.peer, server.addr).unwrap()),
         )
         .collect();
-    open.iter_mut().for_each(|stream| drop(first_line(stream)));
+    open.iter_mut().for_each(|stream| _ = first_line(stream));
     let mut capture = net.enrol();
     assert_eq!(capture.existing().kept.len(), 4);
     assert_eq!(capture.existing().reset, 0);
@@ -310,7 +310,7 @@ fn drain_lets_live_ones_end_and_release_leaves_nothing() {
             .iter()
             .map(|server| connect(&net.peer, server.addr).unwrap());
         let mut all: Vec<_> = outward.chain(inward).collect();
-        all.iter_mut().for_each(|stream| drop(first_line(stream)));
+        all.iter_mut().for_each(|stream| _ = first_line(stream));
         all
     };
     let mut carried = dial_all();
@@ -515,7 +515,11 @@ fn a_port_taken_in_the_pod_is_named_and_nothing_is_left() {
         drop(app);
         assert_eq!(net.state(), before);
     }
-    drop(net.enrol());
+    let capture = net.enrol();
+    let error = capture::enrol(&net.netns(), &net.addresses(), &options()).unwrap_err();
+    assert!(matches!(error, Error::Served), "{error}");
+    capture.release().unwrap();
+    assert_eq!(net.state(), before);
 }
 
 #[test]
@@ -615,7 +619,7 @@ fn a_clients_own_connection_is_not_hurt_by_one_in_its_name() {
             connect_as(&net.peer, Some(SocketAddr::new(V4.peer, port)), server.addr).unwrap()
         })
         .collect();
-    own.iter_mut().for_each(|stream| drop(first_line(stream)));
+    own.iter_mut().for_each(|stream| _ = first_line(stream));
     assert_eq!(proxy.count(), own.len());
     let ours: Vec<_> = (0..5_000)
         .filter_map(|turn| {
@@ -629,4 +633,20 @@ fn a_clients_own_connection_is_not_hurt_by_one_in_its_name() {
         stream.write_all(b"alive").unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
     }
+}
+
+#[test]
+fn to_verify_costs_next_to_nothing() {
+    let net = Net::new();
+    let begun = Instant::now();
+    let mut capture = net.enrol();
+    let enrolled = begun.elapsed();
+    let netns = net.netns();
+    let begun = Instant::now();
+    for _ in 0..200 {
+        capture.verify(&netns).unwrap();
+    }
+    let each = begun.elapsed() / 200;
+    eprintln!("enrol {enrolled:?}, verify {each:?}");
+    assert!(each < Duration::from_millis(2), "{each:?}");
 }

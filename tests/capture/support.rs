@@ -97,11 +97,10 @@ impl Net {
         // The link-local addresses are not usable at once, and their routes come and go until
         // they are.
         let begun = Instant::now();
-        while sh(&format!(
-            "ip -n {pod} -6 addr show tentative; ip -n {} -6 addr show tentative",
-            self.peer
-        )) != ""
-        {
+        let peer = &self.peer;
+        let tentative =
+            format!("ip -n {pod} -6 addr show tentative; ip -n {peer} -6 addr show tentative");
+        while !sh(&tentative).is_empty() {
             assert!(begun.elapsed() < Duration::from_secs(10));
             std::thread::sleep(Duration::from_millis(50));
         }
