@@ -21,5 +21,7 @@ pub mod task;
 pub mod explain;
 
 pub mod api;
+pub mod capture;
+
 pub mod mesh;
 pub mod sys;
