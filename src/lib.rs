@@ -7,5 +7,9 @@
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod identify;
+
+pub mod source;
+
 pub mod mesh;
 pub mod sys;

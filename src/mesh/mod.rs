@@ -9,6 +9,7 @@ mod flow;
 mod identity;
 mod labels;
 mod service;
+pub mod policy;
 mod workload;
 
 pub use addr::{Family, OriginalDst, PodAddr, TUNNEL_PORT, TunnelAddr, canonical, canonical_ip};
