@@ -330,7 +330,7 @@ fn json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Malformed> {
     })
 }
 
-fn yaml<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Malformed> {
+pub(super) fn yaml<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Malformed> {
     // `on` and `yes` are what they look like to whoever writes them today: text.
     let options = serde_saphyr::options! { strict_booleans: true };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
@@ -357,12 +357,12 @@ fn text_at<'v>(value: &'v Value, field: &str) -> Option<&'v str> {
 fn named(kind: Kind, value: &Value, interner: &mut Interner) -> Result<Key, Invalid> {
     let meta = value.get("metadata");
     let text = |field: &str| {
-        let text = meta?.get(field)?;
-        // A bare number is text to whoever wrote it.
-        let text = text
-            .as_str()
-            .map_or_else(|| text.to_string(), str::to_owned);
-        Some(raw::Text(text.into()))
+        match meta?.get(field)? {
+            Value::String(text) => Some(raw::Text(text.as_str().into())),
+            // A bare number or word is text to whoever wrote it.
+            other @ (Value::Number(_) | Value::Bool(_)) => Some(raw::Text(other.to_string().into())),
+            _ => None,
+        }
     };
     let meta = raw::Meta {
         name: text("name"),

@@ -25,7 +25,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::source::chunk::{Format, Malformed, Parsed, parse};
-use crate::source::ledger::{Chunk, Entries, Entry, FileId, Ledger, Outcome, Reading, State};
+use crate::source::ledger::{
+    Chunk, Entries, Entry, FileId, Ledger, Outcome, Reading, State, UNSETTLED,
+};
 use crate::source::listing::{Listing, Stamp};
 use crate::source::outline::{Failure, Segment};
 use crate::source::{Change, Interner, Problem};
@@ -280,10 +282,17 @@ impl Files {
         let mut reading = Reading::default();
         let interner = &mut self.interner;
         let mut sink = |segment: Segment<'_>| {
-            let (hash, line) = (segment.hash, segment.line);
+            let (mut hash, line) = (segment.hash, segment.line);
             let entries = match known.get(&hash) {
                 Some(chunk) => chunk.entries.clone(),
-                None => read_chunk(path, segment, interner, &mut reading, kinds)?,
+                None => {
+                    let problems = reading.problems.len();
+                    let entries = read_chunk(path, segment, interner, &mut reading, kinds)?;
+                    if reading.problems.len() > problems {
+                        hash = UNSETTLED;
+                    }
+                    entries
+                }
             };
             reading.chunks.push(Chunk {
                 hash,

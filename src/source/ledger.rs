@@ -66,6 +66,9 @@ impl Entries {
     }
 }
 
+/// The hash of a chunk that must be read again in any case, since something in it is wrong.
+pub(super) const UNSETTLED: u64 = 0;
+
 /// A chunk of a file, as remembered.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
@@ -78,7 +81,7 @@ impl Chunk {
     /// Whether a chunk of the same text needs no reading.
     pub(super) fn settled(&self) -> bool {
         let mut entries = self.entries.all().iter();
-        entries.all(|entry| entry.state == State::Good)
+        self.hash != UNSETTLED && entries.all(|entry| entry.state == State::Good)
     }
 }
 
@@ -224,7 +227,7 @@ impl Ledger {
         if reading.unnamed {
             owner.round = self.round;
             reading.chunks.push(Chunk {
-                hash: 0,
+                hash: UNSETTLED,
                 line: 0,
                 entries: Entries::One(Entry {
                     key: entry.key.clone(),

@@ -134,7 +134,7 @@ struct Cutter<'c, 's> {
 }
 
 impl Cutter<'_, '_> {
-    fn line(&mut self, line: &mut Vec<u8>, number: u32) -> Result<(), Failure> {
+    fn line(&mut self, line: &mut [u8], number: u32) -> Result<(), Failure> {
         let (indent, body) = split(line);
         if indent == 0 && (body.starts_with(b"---") || body.starts_with(b"...")) {
             let rest = &body[3..];
@@ -330,7 +330,7 @@ mod tests {
     fn a_wrong_list_is_told_with_its_line() {
         check(
             "items:\n- a: 1\nkind: Pot\n",
-            &["2:-:  a: 1|", "1!a document of kind Pot has items at its margin and is no list"],
+            &["2:-:  a: 1|", "3!a document of kind Pot has items at its margin and is no list"],
         );
         check(
             "items:\n- a: 1\n- b: 1\nkind: List\nitems:\n- c: 1\n",
