@@ -46,11 +46,7 @@ pub fn enrolment(pod: &Pod, namespace_labels: &Labels, settings: &Settings) -> E
     decide(facts, namespace_labels, settings)
 }
 
-pub(super) fn decide(
-    pod: Facts<'_>,
-    namespace_labels: &Labels,
-    settings: &Settings,
-) -> Enrolment {
+pub(super) fn decide(pod: Facts<'_>, namespace_labels: &Labels, settings: &Settings) -> Enrolment {
     let says = |labels: &Labels, key: &str, value: &str| {
         labels.get(key).is_some_and(|label| **label == *value)
     };
@@ -64,9 +60,9 @@ pub(super) fn decide(
         Enrolment::Bypass(Bypass::ExcludedNamespace)
     } else if enrol.clone().any(|(key, _)| says(pod.labels, key, OPT_OUT)) {
         Enrolment::Bypass(Bypass::OptedOut)
-    } else if !enrol.any(|(key, value)| {
-        says(pod.labels, key, value) || says(namespace_labels, key, value)
-    }) {
+    } else if !enrol
+        .any(|(key, value)| says(pod.labels, key, value) || says(namespace_labels, key, value))
+    {
         Enrolment::Bypass(Bypass::NotLabelled)
     } else if pod.phase == Phase::Finished {
         Enrolment::Bypass(Bypass::Finished)
@@ -121,9 +117,19 @@ mod tests {
         check("shop", FIELD, "", Ok(()));
         check("shop", "", ON, Ok(()));
         check("shop", "", FIELD, Ok(()));
-        check("shop", "adit.mesh/mode=sidecar", "", Err(Bypass::NotLabelled));
+        check(
+            "shop",
+            "adit.mesh/mode=sidecar",
+            "",
+            Err(Bypass::NotLabelled),
+        );
         check("shop", ON, "adit.mesh/mode=none", Err(Bypass::OptedOut));
-        check("shop", ON, "istio.io/dataplane-mode=none", Err(Bypass::OptedOut));
+        check(
+            "shop",
+            ON,
+            "istio.io/dataplane-mode=none",
+            Err(Bypass::OptedOut),
+        );
         let both = "adit.mesh/mode=ambient istio.io/dataplane-mode=none";
         check("shop", "", both, Err(Bypass::OptedOut));
         check("shop", ON, "adit.mesh/mode=ambiet", Ok(()));

@@ -37,7 +37,12 @@ impl Services {
         self.slices.len()
     }
 
-    pub(super) fn upsert(&mut self, state: &mut Snapshot, service: &Arc<Service>, zone: ZoneOf<'_>) {
+    pub(super) fn upsert(
+        &mut self,
+        state: &mut Snapshot,
+        service: &Arc<Service>,
+        zone: ZoneOf<'_>,
+    ) {
         let name = (service.namespace.clone(), service.name.clone());
         if let Some(old) = state.service(&name.0, &name.1).cloned() {
             if old == *service {
@@ -57,15 +62,14 @@ impl Services {
         let Some(entry) = state.entry(namespace, name).cloned() else {
             return;
         };
-        let name = (
-            entry.service.namespace.clone(),
-            entry.service.name.clone(),
-        );
+        let name = (entry.service.namespace.clone(), entry.service.name.clone());
         for ip in &entry.service.vips {
             self.disclaim(state, *ip, &name);
         }
         self.asked_nodes.remove(&name);
-        state.services.take(pair(&name.0, &*name.1), |e| is(e, &name));
+        state
+            .services
+            .take(pair(&name.0, &*name.1), |e| is(e, &name));
     }
 
     pub(super) fn upsert_slice(

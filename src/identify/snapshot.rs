@@ -171,8 +171,7 @@ impl Snapshot {
         entry.into_iter().flat_map(|entry| {
             let ports = entry.service.ports.iter().zip(&entry.backends.ports);
             ports.flat_map(|(port, backends)| {
-                [Family::V4, Family::V6]
-                    .map(|family| (port, family, backends.family(family).all()))
+                [Family::V4, Family::V6].map(|family| (port, family, backends.family(family).all()))
             })
         })
     }

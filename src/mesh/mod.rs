@@ -8,8 +8,8 @@ mod addr;
 mod flow;
 mod identity;
 mod labels;
-mod service;
 pub mod policy;
+mod service;
 mod workload;
 
 pub use addr::{Family, OriginalDst, PodAddr, TUNNEL_PORT, TunnelAddr, canonical, canonical_ip};

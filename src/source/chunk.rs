@@ -277,7 +277,9 @@ fn from_value(
         }
         Kind::Pod => typed::<raw::Pod<'_>, _>(value, chunk, |raw| pod(&raw, interner)),
         Kind::Service => typed::<raw::Service<'_>, _>(value, chunk, |raw| service(&raw, interner)),
-        Kind::EndpointSlice => typed::<raw::Slice<'_>, _>(value, chunk, |raw| slice(&raw, interner)),
+        Kind::EndpointSlice => {
+            typed::<raw::Slice<'_>, _>(value, chunk, |raw| slice(&raw, interner))
+        }
         Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
             return Parsed::Object(key.clone(), policy(known, &key, value));
         }
@@ -360,7 +362,9 @@ fn named(kind: Kind, value: &Value, interner: &mut Interner) -> Result<Key, Inva
         match meta?.get(field)? {
             Value::String(text) => Some(raw::Text(text.as_str().into())),
             // A bare number or word is text to whoever wrote it.
-            other @ (Value::Number(_) | Value::Bool(_)) => Some(raw::Text(other.to_string().into())),
+            other @ (Value::Number(_) | Value::Bool(_)) => {
+                Some(raw::Text(other.to_string().into()))
+            }
             _ => None,
         }
     };
@@ -389,7 +393,9 @@ fn policy(kind: Kind, key: &Key, value: &Value) -> Object {
     let mut annotations = BTreeMap::new();
     if let Some(Value::Object(all)) = value.pointer("/metadata/annotations") {
         for (name, text) in all {
-            let text = text.as_str().map_or_else(|| text.to_string(), str::to_owned);
+            let text = text
+                .as_str()
+                .map_or_else(|| text.to_string(), str::to_owned);
             annotations.insert(name.clone(), text);
         }
     }

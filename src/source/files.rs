@@ -259,7 +259,10 @@ impl Files {
             return self.cut_as(Format::Yaml, path, &mut reader, old, kinds);
         }
         let reading = self.cut_as(Format::Json, path, &mut reader, old, kinds);
-        if path.extension().is_some_and(|extension| extension == "json") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
             return reading;
         }
         // YAML in flow style begins with a brace, too.

@@ -157,7 +157,9 @@ impl Ledger {
             for entry in chunk.entries.all_mut() {
                 let object = match entry.state {
                     State::Held => None,
-                    _ => objects.next_if(|(of, _)| *of == at).map(|(_, object)| object),
+                    _ => objects
+                        .next_if(|(of, _)| *of == at)
+                        .map(|(_, object)| object),
                 };
                 if let Some(other) = self.claim(file, entry, object.is_some(), &mut outcome) {
                     entry.state = State::Shadowed;

@@ -305,7 +305,10 @@ mod tests {
         check("a: 1\n", &["1:-:a: 1|"]);
         check("a: 1\n---\nb: 2", &["1:-:a: 1|", "3:-:b: 2"]);
         check("%YAML 1.2\n---\n\na: 1\n...\n", &["4:-:a: 1|"]);
-        check("--- # first\na: 1\n--- {b: 2}\n", &["2:-:a: 1|", "3:-:    {b: 2}|"]);
+        check(
+            "--- # first\na: 1\n--- {b: 2}\n",
+            &["2:-:a: 1|", "3:-:    {b: 2}|"],
+        );
         check("a: |\n  ---\n  x\n", &["1:-:a: ||  ---|  x|"]);
         check("\u{feff}a: 1\r\n", &["1:-:a: 1\r|"]);
         check("a: ---\n----\n", &["1:-:a: ---|----|"]);
@@ -319,7 +322,11 @@ mod tests {
         );
         check(
             "kind: PodList\nitems: # all\n\n  # first\n  -\n    a: 1\n  - a: 2\n---\nc: 3\n",
-            &["5:PodList:   |    a: 1|", "7:PodList:    a: 2|", "9:-:c: 3|"],
+            &[
+                "5:PodList:   |    a: 1|",
+                "7:PodList:    a: 2|",
+                "9:-:c: 3|",
+            ],
         );
         check("items: []\nkind: List\n", &["1:-:items: []|kind: List|"]);
         check("items:\nkind: List\n", &[]);
@@ -330,11 +337,18 @@ mod tests {
     fn a_wrong_list_is_told_with_its_line() {
         check(
             "items:\n- a: 1\nkind: Pot\n",
-            &["2:-:  a: 1|", "3!a document of kind Pot has items at its margin and is no list"],
+            &[
+                "2:-:  a: 1|",
+                "3!a document of kind Pot has items at its margin and is no list",
+            ],
         );
         check(
             "items:\n- a: 1\n- b: 1\nkind: List\nitems:\n- c: 1\n",
-            &["2:-:  a: 1|", "3:-:  b: 1|", "5!items stands here for a second time"],
+            &[
+                "2:-:  a: 1|",
+                "3:-:  b: 1|",
+                "5!items stands here for a second time",
+            ],
         );
         check("items:\n  a: 1\n", &["2!items is not a sequence here"]);
         check(

@@ -19,10 +19,10 @@ fn is_null(plain: &str) -> bool {
 /// is no word that one of them knows.
 fn is_word(plain: &str) -> bool {
     let lower = plain.to_ascii_lowercase();
-    let known = ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan"];
-    plain.as_bytes()[0].is_ascii_alphabetic()
-        && !known.contains(&&*lower)
-        && lower != "infinity"
+    let known = [
+        "null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan",
+    ];
+    plain.as_bytes()[0].is_ascii_alphabetic() && !known.contains(&&*lower) && lower != "infinity"
 }
 
 /// A whole number without sign, in its shortest form.
@@ -75,11 +75,9 @@ impl<'a> Node<'_, 'a> {
                 Ok(value)
             }
             At::Here(..) => match self.scalar()? {
-                Scalar::EmptyMap => {
-                    visitor.visit_map(MapDeserializer::<_, Beyond>::new(
-                        std::iter::empty::<(&str, &str)>(),
-                    ))
-                }
+                Scalar::EmptyMap => visitor.visit_map(MapDeserializer::<_, Beyond>::new(
+                    std::iter::empty::<(&str, &str)>(),
+                )),
                 _ => Err(Beyond),
             },
             _ => Err(Beyond),
@@ -99,9 +97,7 @@ impl<'a> Node<'_, 'a> {
             }
             At::Here(..) => match self.scalar()? {
                 Scalar::EmptySeq => {
-                    visitor.visit_seq(SeqDeserializer::<_, Beyond>::new(
-                        std::iter::empty::<&str>(),
-                    ))
+                    visitor.visit_seq(SeqDeserializer::<_, Beyond>::new(std::iter::empty::<&str>()))
                 }
                 _ => Err(Beyond),
             },
@@ -256,4 +252,3 @@ impl<'a> SeqAccess<'a> for Items<'_, 'a> {
         .map(Some)
     }
 }
-

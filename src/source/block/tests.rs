@@ -17,15 +17,34 @@ fn check(text: &str, expect: Option<Value>) {
 fn what_kubectl_prints_is_read() {
     check("a: b\n", Some(json!({"a": "b"})));
     check("  a: b\n  c: 7\n", Some(json!({"a": "b", "c": 7})));
-    check("a:\n- x\n- 1\nb: {}\n", Some(json!({"a": ["x", 1], "b": {}})));
-    check("a:\n  - b: 1\n    c:\n    - d\n  -\n    e: 2\n  - - f\n",
-        Some(json!({"a": [{"b": 1, "c": ["d"]}, {"e": 2}, ["f"]]})));
-    check("a: \"x\\n\\\"y\\\"\" # c\nb: 'it''s'\n", Some(json!({"a": "x\n\"y\"", "b": "it's"})));
-    check("a:\nb: null\nc: ~\nd: []\n", Some(json!({"a": null, "b": null, "c": null, "d": []})));
-    check("a: true\nb: \"true\"\nc: yess\n", Some(json!({"a": true, "b": "true", "c": "yess"})));
-    check("f:k: {}\nk:{\"type\":\"Ready\"}:\n  .: {}\n",
-        Some(json!({"f:k": {}, "k:{\"type\":\"Ready\"}": {".": {}}})));
-    check("# c\n\na: b # d\n\n# e\nc: d\n", Some(json!({"a": "b", "c": "d"})));
+    check(
+        "a:\n- x\n- 1\nb: {}\n",
+        Some(json!({"a": ["x", 1], "b": {}})),
+    );
+    check(
+        "a:\n  - b: 1\n    c:\n    - d\n  -\n    e: 2\n  - - f\n",
+        Some(json!({"a": [{"b": 1, "c": ["d"]}, {"e": 2}, ["f"]]})),
+    );
+    check(
+        "a: \"x\\n\\\"y\\\"\" # c\nb: 'it''s'\n",
+        Some(json!({"a": "x\n\"y\"", "b": "it's"})),
+    );
+    check(
+        "a:\nb: null\nc: ~\nd: []\n",
+        Some(json!({"a": null, "b": null, "c": null, "d": []})),
+    );
+    check(
+        "a: true\nb: \"true\"\nc: yess\n",
+        Some(json!({"a": true, "b": "true", "c": "yess"})),
+    );
+    check(
+        "f:k: {}\nk:{\"type\":\"Ready\"}:\n  .: {}\n",
+        Some(json!({"f:k": {}, "k:{\"type\":\"Ready\"}": {".": {}}})),
+    );
+    check(
+        "# c\n\na: b # d\n\n# e\nc: d\n",
+        Some(json!({"a": "b", "c": "d"})),
+    );
     check("\"a b\": c\n'd': e\n", Some(json!({"a b": "c", "d": "e"})));
     check("- a: 1\n- b\n", Some(json!([{"a": 1}, "b"])));
     check("a: http://x:80/y\n", Some(json!({"a": "http://x:80/y"})));
@@ -34,10 +53,38 @@ fn what_kubectl_prints_is_read() {
 #[test]
 fn what_could_be_read_otherwise_is_left_to_the_general_parser() {
     for text in [
-        "", "a", "a: b: c", "a: *x", "a: &x 1", "a: !!str 1", "a: {b: 1}", "a: [1]", "a: |\n  x",
-        "a: yes", "a: 1.5", "a: 01", "a: -1", "a: 0x1", "a: .inf", "a:\tb", "a: \u{e9}",
-        "a: b\n  c", "a: \"x", "a: 'x' y", "a: \"\\x41\"", "<<: a", "? a", "a:\n  b: 1\n c: 2",
-        "- a\nb: 1", "a: -", "a : b", "%YAML 1.2", "---\na: b", "a: @b", "a: `b`", "a: \"b\"c",
+        "",
+        "a",
+        "a: b: c",
+        "a: *x",
+        "a: &x 1",
+        "a: !!str 1",
+        "a: {b: 1}",
+        "a: [1]",
+        "a: |\n  x",
+        "a: yes",
+        "a: 1.5",
+        "a: 01",
+        "a: -1",
+        "a: 0x1",
+        "a: .inf",
+        "a:\tb",
+        "a: \u{e9}",
+        "a: b\n  c",
+        "a: \"x",
+        "a: 'x' y",
+        "a: \"\\x41\"",
+        "<<: a",
+        "? a",
+        "a:\n  b: 1\n c: 2",
+        "- a\nb: 1",
+        "a: -",
+        "a : b",
+        "%YAML 1.2",
+        "---\na: b",
+        "a: @b",
+        "a: `b`",
+        "a: \"b\"c",
     ] {
         check(text, None);
     }
@@ -70,7 +117,9 @@ fn long_text_is_skipped_in_one_piece() {
 fn depth_is_bounded() {
     let deep = "- ".repeat(100_000);
     assert!(from_str::<IgnoredAny>(&deep).is_err());
-    let deep: String = (0..10_000).map(|i| format!("{}a:\n", " ".repeat(i))).collect();
+    let deep: String = (0..10_000)
+        .map(|i| format!("{}a:\n", " ".repeat(i)))
+        .collect();
     assert!(from_str::<IgnoredAny>(&deep).is_err());
 }
 

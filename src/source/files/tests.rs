@@ -81,7 +81,11 @@ fn settle() {
 fn changes_are_exactly_what_changed() {
     let mut bench = Bench::new();
     bench.check(&[], &[]);
-    let (a, b, c) = (pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3"));
+    let (a, b, c) = (
+        pod("a", "10.0.0.1"),
+        pod("b", "10.0.0.2"),
+        pod("c", "10.0.0.3"),
+    );
     bench.put("x.yaml", &format!("{a}---\n{b}"));
     bench.check(&["+Pod shop/a", "+Pod shop/b"], &[]);
     bench.check(&[], &[]);
@@ -89,7 +93,10 @@ fn changes_are_exactly_what_changed() {
     bench.check(&["+Pod shop/c"], &[]);
     bench.put("x.yaml", &format!("{}---\n{c}", pod("a", "10.0.0.9")));
     bench.check(&["+Pod shop/a", "-Pod shop/b"], &[]);
-    bench.put("y.yml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n");
+    bench.put(
+        "y.yml",
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n",
+    );
     bench.check(&["+Node n1"], &[]);
 }
 
@@ -122,13 +129,19 @@ fn other_kinds_are_noted_once() {
     let mut bench = Bench::new();
     let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: x\n";
     let knative = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: x\n";
-    bench.put("x.yaml", &format!("{deployment}---\n{deployment}---\n{knative}"));
+    bench.put(
+        "x.yaml",
+        &format!("{deployment}---\n{deployment}---\n{knative}"),
+    );
     let notes = bench.files.poll().notes;
     let expect = [
         "apps/v1 Deployment is not read, here and elsewhere",
         "serving.knative.dev/v1 Service is not read, here and elsewhere",
     ];
-    let notes: Vec<_> = notes.iter().map(|n| n.split_once(": ").unwrap().1).collect();
+    let notes: Vec<_> = notes
+        .iter()
+        .map(|n| n.split_once(": ").unwrap().1)
+        .collect();
     assert_eq!(notes, expect);
     bench.put("y.yaml", deployment);
     assert!(bench.files.poll().notes.is_empty());
@@ -141,15 +154,27 @@ fn a_malformed_file_changes_nothing_until_it_is_mended() {
     bench.put("x.yaml", &format!("{a}---\n{b}"));
     bench.put("y.json", r#"{"kind": "Node", "metadata": {"name": "n1"}}"#);
     bench.check(&["+Pod shop/a", "+Pod shop/b", "+Node n1"], &[]);
-    bench.put("x.yaml", &format!("{}---\nkind: Pod\nspec: [\n", pod("c", "10.0.0.3")));
-    bench.put("y.json", "{\"kind\": \"Node\",\n \"metadata\": {\"name\": }}");
-    bench.check(
-        &[],
-        &["x.yaml:11: unclosed bracket '['", "y.json:2: expected value"],
+    bench.put(
+        "x.yaml",
+        &format!("{}---\nkind: Pod\nspec: [\n", pod("c", "10.0.0.3")),
+    );
+    bench.put(
+        "y.json",
+        "{\"kind\": \"Node\",\n \"metadata\": {\"name\": }}",
     );
     bench.check(
         &[],
-        &["x.yaml:11: unclosed bracket '['", "y.json:2: expected value"],
+        &[
+            "x.yaml:11: unclosed bracket '['",
+            "y.json:2: expected value",
+        ],
+    );
+    bench.check(
+        &[],
+        &[
+            "x.yaml:11: unclosed bracket '['",
+            "y.json:2: expected value",
+        ],
     );
     bench.put("x.yaml", &a);
     bench.put("y.json", r#"{"kind": "Node", "metadata": {"name": "n1"}}"#);
@@ -176,7 +201,10 @@ fn an_invalid_object_holds_back_itself_alone() {
     bench.put("x.yaml", &a);
     bench.check(&["+Pod shop/a"], &[]);
     bench.put("x.yaml", &bad);
-    bench.check(&[], &["x.yaml:8: Pod shop/a: \"10.0.0.300\" is not an IP address"]);
+    bench.check(
+        &[],
+        &["x.yaml:8: Pod shop/a: \"10.0.0.300\" is not an IP address"],
+    );
     bench.put("x.yaml", "# nothing left\n");
     bench.check(&["-Pod shop/a"], &[]);
 }
@@ -190,11 +218,17 @@ fn while_an_object_has_no_name_nothing_of_its_file_is_removed() {
     let nameless = b.replace("name: b", "name: ");
     let new = pod("a", "10.0.0.3");
     bench.put("x.yaml", &format!("{new}---\n{nameless}"));
-    bench.check(&["+Pod shop/a"], &["x.yaml:10: Pod: metadata.name is missing"]);
-    bench.put("x.yaml", &format!("{new}---\n{nameless}---\nmetadata: {}\n"));
+    bench.check(
+        &["+Pod shop/a"],
+        &["x.yaml:10: Pod: metadata.name is missing"],
+    );
+    bench.put("x.yaml", &format!("{new}---\n{nameless}---\nmetadata:\n"));
     bench.check(
         &[],
-        &["x.yaml:10: Pod: metadata.name is missing", "x.yaml:19: it has no kind"],
+        &[
+            "x.yaml:10: Pod: metadata.name is missing",
+            "x.yaml:19: it has no kind",
+        ],
     );
     bench.put("x.yaml", &new);
     bench.check(&["-Pod shop/b"], &[]);
@@ -212,7 +246,10 @@ fn of_two_places_the_first_counts_and_the_other_takes_over() {
         assert_eq!(ips.collect::<Vec<_>>(), expect);
         poll.problems.len()
     };
-    bench.put("m.yaml", &format!("{}---\n{}", pod("a", "10.0.0.2"), pod("a", "10.0.0.3")));
+    bench.put(
+        "m.yaml",
+        &format!("{}---\n{}", pod("a", "10.0.0.2"), pod("a", "10.0.0.3")),
+    );
     assert_eq!(ip(&mut bench, &["10.0.0.2"]), 1);
     bench.put("z.yaml", &pod("a", "10.0.0.4"));
     assert_eq!(ip(&mut bench, &[]), 2);
@@ -263,7 +300,11 @@ fn a_file_written_in_place_settles_first() {
     bench.check(&["+Pod shop/a", "+Pod shop/b"], &[]);
     std::fs::write(bench.path("x.yaml"), &a).unwrap();
     bench.check(&[], &[]);
-    std::fs::write(bench.path("x.yaml"), format!("{a}---\n{}", pod("c", "10.0.0.3"))).unwrap();
+    std::fs::write(
+        bench.path("x.yaml"),
+        format!("{a}---\n{}", pod("c", "10.0.0.3")),
+    )
+    .unwrap();
     bench.check(&[], &[]);
     settle();
     bench.check(&["+Pod shop/c", "-Pod shop/b"], &[]);
@@ -277,9 +318,16 @@ fn a_rewrite_of_equal_size_right_after_a_reading_is_seen() {
     for round in 2..30 {
         bench.poll();
         let before = std::fs::metadata(bench.path("x.yaml")).unwrap();
-        std::fs::write(bench.path("x.yaml"), pod("a", &format!("10.0.0.{}", round % 10))).unwrap();
+        std::fs::write(
+            bench.path("x.yaml"),
+            pod("a", &format!("10.0.0.{}", round % 10)),
+        )
+        .unwrap();
         let times = std::fs::FileTimes::new().set_modified(before.modified().unwrap());
-        let file = std::fs::File::options().write(true).open(bench.path("x.yaml")).unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(bench.path("x.yaml"))
+            .unwrap();
         file.set_times(times).unwrap();
         settle();
         bench.check(&["+Pod shop/a"], &[]);
