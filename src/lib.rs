@@ -22,6 +22,9 @@ pub mod explain;
 
 pub mod api;
 pub mod capture;
+pub mod identify;
+
+pub mod source;
 
 pub mod mesh;
 pub mod sys;
