@@ -4,10 +4,12 @@
 //! prints them, scripts read them; a field may be added, but none changes its meaning.
 
 mod dump;
+mod objects;
 mod status;
 
-pub use dump::{
-    Certificate, Config, Connection, Dump, Endpoint, Notice, Pod, PodState, Policy, PolicyScope,
-    Problem, Service, ServicePort, Sources, Workload,
-};
+pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources};
+pub use objects::{Endpoint, Notice, Policy, PolicyScope, Service, ServicePort, Workload};
 pub use status::{CertificateCounts, ObjectCounts, PodCounts, Status};
+
+/// The name of a node's admin socket in its run directory.
+pub const ADMIN_SOCKET: &str = "admin.sock";
