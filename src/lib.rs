@@ -16,8 +16,12 @@ pub mod node;
 pub mod authorize;
 pub mod tunnel;
 
+pub mod deliver;
+
 pub mod api;
 pub mod mesh;
+pub mod pipe;
 pub mod pki;
 pub mod sys;
+pub mod task;
 pub mod telemetry;
