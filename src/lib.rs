@@ -13,15 +13,20 @@ pub mod config;
 pub mod inspect;
 pub mod node;
 
+pub mod explain;
+
 pub mod authorize;
+
 pub mod tunnel;
 
 pub mod deliver;
 
-pub mod api;
-pub mod mesh;
-pub mod pipe;
 pub mod pki;
-pub mod sys;
-pub mod task;
 pub mod telemetry;
+
+pub mod api;
+pub mod pipe;
+pub mod task;
+
+pub mod mesh;
+pub mod sys;

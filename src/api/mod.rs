@@ -4,6 +4,7 @@
 //! prints them, scripts read them; a field may be added, but none changes its meaning.
 
 mod dump;
+pub mod explain;
 mod objects;
 mod status;
 

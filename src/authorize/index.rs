@@ -88,19 +88,29 @@ fn all<T>(values: &Values<T>, key: impl Fn(&T) -> Option<Keys>) -> Option<Keys> 
         .filter(|_| !values.any.is_empty())
 }
 
+/// A principal is `domain/ns/namespace/sa/account`, so that a pattern with a whole segment in it
+/// says that much exactly. The domain is no part of a key, so `cluster.local` needs no thought.
 fn principal_keys(values: &Values<Pattern>) -> Option<Keys> {
-    all(values, |pattern| {
-        let Pattern::Exact(text) = pattern else {
-            return None;
-        };
-        // The trust domain is no part of the key, so `cluster.local` needs no thought here. A
-        // text that is no identity's equals none, and needs no key.
-        let identity = Identity::parse(&["spiffe://", text].concat()).ok();
-        let key = identity.map(|identity| Key::Account {
-            namespace: identity.namespace().into(),
-            name: identity.service_account().into(),
-        });
-        Some(key.into_iter().collect())
+    let account = |namespace: &str, name: &str| Key::Account {
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    all(values, |pattern| match pattern {
+        Pattern::Exact(text) => {
+            let identity = Identity::parse(&["spiffe://", text].concat());
+            // A text that is no identity's equals none, and needs no key.
+            let key = identity.map(|one| account(one.namespace(), one.service_account()));
+            Some(key.into_iter().collect())
+        }
+        Pattern::Prefix(text) => match text.split('/').collect::<Vec<_>>()[..] {
+            [_, "ns", namespace, _, ..] => Some(vec![Key::Namespace(namespace.into())]),
+            _ => None,
+        },
+        Pattern::Suffix(text) => match text.split('/').collect::<Vec<_>>()[..] {
+            [.., _, "ns", namespace, "sa", name] => Some(vec![account(namespace, name)]),
+            _ => None,
+        },
+        Pattern::Present => None,
     })
 }
 

@@ -72,6 +72,11 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
         #[test]
         fn an_address_is_in_the_set_when_it_is_in_a_block(
             blocks in prop::collection::vec(block(), 0..8),

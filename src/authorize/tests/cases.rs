@@ -12,7 +12,7 @@ const PLAIN: &str = "-";
 
 /// A flow of `identity` from 10.0.0.1 to port 80 of a pod of namespace `shop` with `app: web`,
 /// under policies `shop/p0`, `shop/p1`, ….
-fn check(specs: &[Value], identity: &str, expect: &str) {
+fn check(specs: &[&Value], identity: &str, expect: &str) {
     let policies = specs.iter().enumerate();
     let policies = policies.map(|(at, spec)| authorization(&format!("shop/p{at}"), spec));
     let policies = store(policies.map(Change::Authorization)).policies();
@@ -37,14 +37,14 @@ fn deny_goes_before_allow_and_no_allow_is_allowed() {
     let deny = source("DENY", cart);
     check(&[], CART, "ok");
     check(&[], PLAIN, "ok");
-    check(&[deny.clone()], CART, "denied shop/p0[0]");
-    check(&[deny.clone()], PLAIN, "ok");
-    check(&[allow.clone()], CART, "ok shop/p0[0]");
-    check(&[allow.clone()], PLAIN, "not_allowed");
-    check(&[allow.clone(), deny], CART, "denied shop/p1[0]");
+    check(&[&deny], CART, "denied shop/p0[0]");
+    check(&[&deny], PLAIN, "ok");
+    check(&[&allow], CART, "ok shop/p0[0]");
+    check(&[&allow], PLAIN, "not_allowed");
+    check(&[&allow, &deny], CART, "denied shop/p1[0]");
     let other = source("ALLOW", json!({"principals": ["*/sa/other"]}));
-    check(&[other.clone(), allow], CART, "ok shop/p1[0]");
-    check(&[other], CART, "not_allowed");
+    check(&[&other, &allow], CART, "ok shop/p1[0]");
+    check(&[&other], CART, "not_allowed");
 }
 
 #[test]
@@ -57,11 +57,11 @@ fn empty_cases() {
         spec
     };
     let both = |rest: Value, allow: &str, deny: &str| {
-        check(&[of("ALLOW", rest.clone())], CART, allow);
-        check(&[of("DENY", rest)], CART, deny);
+        check(&[&of("ALLOW", rest.clone())], CART, allow);
+        check(&[&of("DENY", rest)], CART, deny);
     };
-    check(&[json!({})], CART, "not_allowed");
-    check(&[json!(null)], CART, "not_allowed");
+    check(&[&json!({})], CART, "not_allowed");
+    check(&[&json!(null)], CART, "not_allowed");
     both(json!({}), "not_allowed", "ok");
     both(json!({"rules": null}), "not_allowed", "ok");
     both(json!({"rules": []}), "not_allowed", "ok");
@@ -156,16 +156,16 @@ fn fields_and_their_not() {
             } else {
                 ["not_allowed", "ok"]
             };
-            check(&[source("ALLOW", field.clone())], identity, allow);
-            check(&[source("DENY", field.clone())], identity, deny);
+            check(&[&source("ALLOW", field.clone())], identity, allow);
+            check(&[&source("DENY", field.clone())], identity, deny);
         }
     }
 }
 
 #[test]
 fn ports_and_conditions() {
-    let holds = |spec: Value| check(&[spec], CART, "denied shop/p0[0]");
-    let fails = |spec: Value| check(&[spec], CART, "ok");
+    let holds = |spec: Value| check(&[&spec], CART, "denied shop/p0[0]");
+    let fails = |spec: Value| check(&[&spec], CART, "ok");
     let to =
         |operation: Value| json!({"action": "DENY", "rules": [{"to": [{"operation": operation}]}]});
     holds(to(json!({"ports": ["81", "80"]})));
@@ -203,10 +203,10 @@ fn all_of_from_to_and_when_must_hold() {
         ]);
         json!({"rules": [{"from": from, "to": to, "when": when}]})
     };
-    check(&[rule("shop", "80", "10.0.0.1")], CART, "ok shop/p0[0]");
-    check(&[rule("other", "80", "10.0.0.1")], CART, "not_allowed");
-    check(&[rule("shop", "81", "10.0.0.1")], CART, "not_allowed");
-    check(&[rule("shop", "80", "10.0.0.2")], CART, "not_allowed");
+    check(&[&rule("shop", "80", "10.0.0.1")], CART, "ok shop/p0[0]");
+    check(&[&rule("other", "80", "10.0.0.1")], CART, "not_allowed");
+    check(&[&rule("shop", "81", "10.0.0.1")], CART, "not_allowed");
+    check(&[&rule("shop", "80", "10.0.0.2")], CART, "not_allowed");
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn http_fields_never_make_a_policy_weaker() {
         json!({"when": [{"key": "connection.sni", "values": ["x"]}]}),
     ] {
         let of = |action: &str| json!({"action": action, "rules": [rule]});
-        check(&[of("ALLOW")], CART, "not_allowed");
-        check(&[of("DENY")], CART, "denied shop/p0[0]");
+        check(&[&of("ALLOW")], CART, "not_allowed");
+        check(&[&of("DENY")], CART, "denied shop/p0[0]");
         for action in ["ALLOW", "DENY"] {
             let notices = authorization("shop/p", &of(action)).notices;
             let kinds: Vec<_> = notices.iter().map(|notice| notice.kind).collect();
@@ -234,15 +234,15 @@ fn http_fields_never_make_a_policy_weaker() {
     let port_left = json!({"action": "DENY", "rules": [
         {"to": [{"operation": {"ports": ["81"], "methods": ["GET"]}}]},
     ]});
-    check(&[port_left], CART, "ok");
+    check(&[&port_left], CART, "ok");
     let other_rule = json!({"rules": [
         {"to": [{"operation": {"methods": ["GET"]}}]},
         {"from": [{"source": {"namespaces": ["shop"]}}]},
     ]});
-    check(&[other_rule], CART, "ok shop/p0[1]");
+    check(&[&other_rule], CART, "ok shop/p0[1]");
     // An empty list asks for nothing, and so for no HTTP either.
     let empty = json!({"rules": [{"to": [{"operation": {"methods": [], "ports": ["80"]}}]}]});
-    check(&[empty], CART, "ok shop/p0[0]");
+    check(&[&empty], CART, "ok shop/p0[0]");
 }
 
 #[test]
@@ -287,16 +287,8 @@ fn what_is_not_understood_refuses() {
         json!({"targetRefs": [{"kind": "Service", "name": "web"}], "rules": [{}]}),
         json!({"targetRef": {"kind": "Gateway", "name": "waypoint"}, "rules": [{}]}),
     ] {
-        check(
-            &[allow_all.clone(), spec.clone()],
-            CART,
-            "policy_not_understood shop/p1",
-        );
-        check(
-            &[allow_all.clone(), spec.clone()],
-            PLAIN,
-            "policy_not_understood shop/p1",
-        );
+        check(&[&allow_all, &spec], CART, "policy_not_understood shop/p1");
+        check(&[&allow_all, &spec], PLAIN, "policy_not_understood shop/p1");
         let notices = authorization("shop/p", &spec).notices;
         let kinds: Vec<_> = notices.iter().map(|notice| notice.kind).collect();
         assert_eq!(kinds, [NoticeKind::NotUnderstood], "{notices:?}");
@@ -307,7 +299,7 @@ fn what_is_not_understood_refuses() {
     }
     // With a selector that can be read, only what it selects refuses.
     let elsewhere = json!({"action": "AUDIT", "selector": {"matchLabels": {"app": "db"}}});
-    check(&[elsewhere], CART, "ok");
+    check(&[&elsewhere], CART, "ok");
 }
 
 #[test]
@@ -396,7 +388,7 @@ fn an_identity_counts_only_on_a_path_that_proves_it() {
 
 #[test]
 fn a_dry_run_is_told_where_it_would_change_the_decision() {
-    let check = |enforced: &[Value], dry: &[Value], expect: &str| {
+    let check = |enforced: &[&Value], dry: &[&Value], expect: &str| {
         let enforced = enforced.iter().enumerate();
         let enforced = enforced.map(|(at, spec)| authorization(&format!("shop/p{at}"), spec));
         let dry = dry.iter().enumerate();
@@ -410,26 +402,18 @@ fn a_dry_run_is_told_where_it_would_change_the_decision() {
     let deny = json!({"action": "DENY", "rules": [{}]});
     let nothing = json!({});
     let wrong = json!({"action": "AUDIT"});
-    check(&[], &[deny.clone()], "ok; shop/d0 would_deny");
-    check(&[], &[allow.clone()], "ok");
-    check(&[], &[nothing.clone()], "ok; shop/d0 would_not_allow");
-    check(&[], &[wrong.clone()], "ok; shop/d0 would_refuse");
-    check(&[], &[nothing.clone(), allow.clone()], "ok");
-    check(&[allow.clone()], &[nothing.clone()], "ok shop/p0[0]");
+    check(&[], &[&deny], "ok; shop/d0 would_deny");
+    check(&[], &[&allow], "ok");
+    check(&[], &[&nothing], "ok; shop/d0 would_not_allow");
+    check(&[], &[&wrong], "ok; shop/d0 would_refuse");
+    check(&[], &[&nothing, &allow], "ok");
+    check(&[&allow], &[&nothing], "ok shop/p0[0]");
+    check(&[&nothing], &[&allow], "not_allowed; shop/d0 would_allow");
+    check(&[&nothing], &[&allow, &deny], "not_allowed");
+    check(&[&deny], &[&deny, &wrong], "denied shop/p0[0]");
     check(
-        &[nothing.clone()],
-        &[allow.clone()],
-        "not_allowed; shop/d0 would_allow",
-    );
-    check(
-        &[nothing.clone()],
-        &[allow.clone(), deny.clone()],
-        "not_allowed",
-    );
-    check(&[deny.clone()], &[deny.clone(), wrong], "denied shop/p0[0]");
-    check(
-        &[allow],
-        &[nothing, deny],
+        &[&allow],
+        &[&nothing, &deny],
         "ok shop/p0[0]; shop/d1 would_deny",
     );
 }

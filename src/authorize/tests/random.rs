@@ -282,7 +282,12 @@ fn unique<T>(all: Vec<T>, name: impl Fn(&T) -> String) -> Vec<T> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig {
+        cases: 3000,
+        // A failure prints its smallest example; no file is left at the top of the tree.
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_compiled_evaluator_is_the_plain_one(

@@ -21,13 +21,15 @@
 mod authorization;
 mod json;
 mod peer;
+mod rules;
 mod value;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use authorization::{Action, AuthorizationPolicy, Body, Condition, Operation, Rule, Source};
+pub use authorization::{Action, AuthorizationPolicy, Body};
 pub use peer::{Mode, PeerAuthentication, Requirement};
+pub use rules::{Condition, Operation, Rule, Source};
 pub use value::{Pattern, ServiceAccount, Values};
 
 /// Namespace and name of a policy. A clone costs one counter.
