@@ -11,8 +11,8 @@ pub mod authorize;
 pub mod deliver;
 pub mod tunnel;
 
-pub mod pki;
 pub mod pipe;
+pub mod pki;
 pub mod task;
 
 pub mod mesh;
