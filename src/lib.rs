@@ -26,6 +26,7 @@ pub mod telemetry;
 
 pub mod api;
 pub mod pipe;
+pub mod pki;
 pub mod task;
 
 pub mod explain;

@@ -22,11 +22,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 pub(crate) fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let set = tokio::task::LocalSet::new();
     let limited = async {
         let limit = Duration::from_secs(60);
-        tokio::time::timeout(limit, test).await.expect("the test hangs");
+        tokio::time::timeout(limit, test)
+            .await
+            .expect("the test hangs");
     };
     set.block_on(&runtime, limited);
 }
@@ -51,7 +56,10 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
 }
 
 pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind(loopback(0)).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(loopback(0)).unwrap();
+    // Room for a thousand at once: what overflows is reset, and would not be our doing.
+    let listener = socket.listen(4096).unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
@@ -75,8 +83,39 @@ impl Trust {
     }
 }
 
+/// A certificate of an authority of its own, that trusts the authority of `real` as well.
+pub(crate) fn stranger(real: &Certificate) -> Certificate {
+    let uri = real.identity().to_string().try_into().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "stranger");
+    let root = params.self_signed(&key).unwrap().der().clone();
+    let issuer = rcgen::Issuer::new(params, key);
+    let request = adit::pki::Request::new(real.identity()).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+    params.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let leaf = params.signed_by(request.public_key(), &issuer).unwrap();
+    let roots = [vec![root], real.roots().to_vec()].concat();
+    let now = std::time::SystemTime::now();
+    request
+        .complete(vec![leaf.der().clone()], roots, now)
+        .unwrap()
+}
+
 pub(crate) fn identity(account: &str) -> Identity {
-    Identity::new(&TrustDomain::parse("cluster.local").unwrap(), "test", account).unwrap()
+    Identity::new(
+        &TrustDomain::parse("cluster.local").unwrap(),
+        "test",
+        account,
+    )
+    .unwrap()
 }
 
 /// What became of connections, in the order of their ends.
@@ -129,7 +168,11 @@ impl Bed {
         let bed = Rc::new(Self {
             pool: Pool::new(limits.clone()),
             limits,
-            origin: RefCell::new(Origin { netns, address, certificate }),
+            origin: RefCell::new(Origin {
+                netns,
+                address,
+                certificate,
+            }),
             expected: RefCell::new(identity("web")),
             app,
             via: Cell::new(via),
@@ -152,7 +195,9 @@ impl Bed {
         let head = ConnectHead::new(self.app).forwarded(loopback(4711), None);
         let via = TunnelAddr::new(self.via.get());
         let origin = self.origin.borrow().clone();
-        self.pool.open(&self.permit(), &origin, PodAddr::new(self.app), via, &head).await
+        self.pool
+            .open(&self.permit(), &origin, PodAddr::new(self.app), via, &head)
+            .await
     }
 
     /// An application's connection that goes through the tunnel to the application `app`.
@@ -178,10 +223,22 @@ impl Bed {
 }
 
 pub(crate) fn flow(to: SocketAddr, identity: Identity) -> Flow {
-    let peer = Peer { addr: loopback(4711), identity: None, workload: None };
-    let destination =
-        Local { addr: to, workload: Some(Arc::new(workload(identity))), service: None };
-    Flow { direction: Direction::Outbound, source: peer, destination, path: Path::Tunnel }
+    let peer = Peer {
+        addr: loopback(4711),
+        identity: None,
+        workload: None,
+    };
+    let destination = Local {
+        addr: to,
+        workload: Some(Arc::new(workload(identity))),
+        service: None,
+    };
+    Flow {
+        direction: Direction::Outbound,
+        source: peer,
+        destination,
+        path: Path::Tunnel,
+    }
 }
 
 async fn serve(bed: Rc<Bed>, listener: TcpListener, server: Arc<Certificate>) {
@@ -252,7 +309,10 @@ fn workload(identity: Identity) -> Workload {
         region: "".into(),
         ips: [IpAddr::V4(Ipv4Addr::LOCALHOST)].into_iter().collect(),
         labels: Labels::default(),
-        owner: Owner { kind: "pod".into(), name: "web-0".into() },
+        owner: Owner {
+            kind: "pod".into(),
+            name: "web-0".into(),
+        },
         enrolment: Enrolment::Enrolled,
         phase: Phase::Running,
         host_network: false,
