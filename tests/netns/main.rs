@@ -13,6 +13,8 @@
 mod support;
 
 mod capture;
+mod enrolment;
+mod files;
 mod ground;
 mod identity;
 mod index;

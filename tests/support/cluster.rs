@@ -124,8 +124,24 @@ fn key(object: &Value) -> Key {
 pub(crate) struct Slice {
     /// Name of the service's port and number on the endpoints.
     pub(crate) ports: Vec<(&'static str, u16)>,
-    /// Address, pod and node of each endpoint, and whether it is ready.
-    pub(crate) endpoints: Vec<(IpAddr, Option<(String, String)>, Option<String>, bool)>,
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
+/// One address behind a service.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) ip: IpAddr,
+    /// Its pod, and the pod's place; `None` for an address that is no pod's.
+    pub(crate) pod: Option<Place>,
+    pub(crate) ready: bool,
+}
+
+/// A pod and where it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) pod: String,
+    pub(crate) node: String,
+    pub(crate) zone: String,
 }
 
 impl Slice {
@@ -135,10 +151,8 @@ impl Slice {
             let endpoints: Vec<Value> = self
                 .endpoints
                 .iter()
-                .filter(|(ip, ..)| ip.is_ipv6() == v6)
-                .map(|(ip, pod, node, ready)| {
-                    endpoint(namespace, *ip, pod.as_ref(), node.as_ref(), *ready)
-                })
+                .filter(|e| e.ip.is_ipv6() == v6)
+                .map(|e| e.object(namespace))
                 .collect();
             let ports: Vec<Value> = self
                 .ports
@@ -168,25 +182,19 @@ impl Slice {
     }
 }
 
-fn endpoint(
-    namespace: &str,
-    ip: IpAddr,
-    pod: Option<&(String, String)>,
-    node: Option<&String>,
-    ready: bool,
-) -> Value {
-    let mut endpoint = json!({
-        "addresses": [ip.to_string()],
-        "conditions": { "ready": ready, "serving": ready, "terminating": false },
-    });
-    if let Some((pod, zone)) = pod {
-        endpoint["targetRef"] = json!({ "kind": "Pod", "namespace": namespace, "name": pod });
-        endpoint["zone"] = json!(zone);
+impl Endpoint {
+    fn object(&self, namespace: &str) -> Value {
+        let mut endpoint = json!({
+            "addresses": [self.ip.to_string()],
+            "conditions": { "ready": self.ready, "serving": self.ready, "terminating": false },
+        });
+        if let Some(Place { pod, node, zone }) = &self.pod {
+            endpoint["targetRef"] = json!({ "kind": "Pod", "namespace": namespace, "name": pod });
+            endpoint["nodeName"] = json!(node);
+            endpoint["zone"] = json!(zone);
+        }
+        endpoint
     }
-    if let Some(node) = node {
-        endpoint["nodeName"] = json!(node);
-    }
-    endpoint
 }
 
 /// Block-style YAML, as `kubectl -o yaml` prints it, ending in a line feed.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::app::{Conn, Listener, Outcome, Server};
-use super::cluster::{Cluster, Slice};
+use super::cluster::{Cluster, Endpoint, Place, Slice};
 use super::daemon::{Daemon, Launch, run_dir};
 use super::namespace::Namespace;
 use super::wire::Wire;
@@ -646,18 +646,21 @@ impl ServiceSpec<'_> {
     /// Adds a pod, ready or not.
     pub(crate) fn endpoint(mut self, pod: &Pod, ready: bool) -> Self {
         for ip in pod.ips() {
-            let target = (pod.name().to_owned(), format!("zone{}", pod.node()));
-            let node = format!("node{}", pod.node());
-            self.slice
-                .endpoints
-                .push((ip, Some(target), Some(node), ready));
+            let place = Place {
+                pod: pod.name().to_owned(),
+                node: format!("node{}", pod.node()),
+                zone: format!("zone{}", pod.node()),
+            };
+            let pod = Some(place);
+            self.slice.endpoints.push(Endpoint { ip, pod, ready });
         }
         self
     }
 
     /// Adds an address that is no pod's.
     pub(crate) fn address(mut self, ip: IpAddr) -> Self {
-        self.slice.endpoints.push((ip, None, None, true));
+        let (pod, ready) = (None, true);
+        self.slice.endpoints.push(Endpoint { ip, pod, ready });
         self
     }
 
