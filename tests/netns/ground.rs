@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::support::{Families, Lab, Outcome, Slice, exchange, to_yaml};
+use crate::support::{
+    Authority, Families, HboneClient, HboneServer, Lab, Mint, Outcome, Reply, Slice, exchange,
+    to_yaml,
+};
 
 #[test]
 fn pods_reach_one_another_across_nodes_and_within() {
@@ -84,4 +87,40 @@ fn the_objects_are_plain_yaml() {
     }
     assert!(text.contains("kind: EndpointSlice\n"), "{text}");
     assert!(Slice::default().objects("mesh", "none").is_empty());
+}
+
+#[test]
+fn peers_of_the_tests_speak_hbone_with_one_another() {
+    let mut lab = Lab::one_node();
+    let (a, b) = (lab.pod(1, "a"), lab.pod(1, "b"));
+    let authority = Authority::foreign();
+    let [client, server] = [&a, &b].map(|pod| authority.issue(&Mint::of(&pod.identity())));
+    let open = |reply| HboneServer::open(b.netns(), b.at(15008), &server, reply);
+
+    let far = open(Reply::Echo);
+    let mut tunnel = HboneClient::open(a.netns(), b.at(15008), Some(&client)).expect("it is taken");
+    assert_eq!(tunnel.server(), [b.identity()]);
+    let (status, mut stream) = tunnel.connect("10.0.0.9:80").expect("it answers");
+    assert_eq!(status, 200);
+    stream.send(b"there and back", true).expect("it is open");
+    assert_eq!(stream.receive_all(), Ok(b"there and back".to_vec()));
+    let seen = far.seen().remove(0);
+    assert_eq!(
+        (seen.method.as_str(), &*seen.authority),
+        ("CONNECT", "10.0.0.9:80")
+    );
+    assert_eq!(seen.client, [a.identity()]);
+    drop((tunnel, far));
+
+    let _far = open(Reply::Status(401));
+    let mut tunnel = HboneClient::open(a.netns(), b.at(15008), Some(&client)).expect("it is taken");
+    assert_eq!(
+        tunnel.connect("10.0.0.9:80").map(|(status, _)| status),
+        Ok(401)
+    );
+    let refused = HboneClient::open(a.netns(), b.at(15008), None);
+    assert!(
+        refused.is_err_and(|e| e.starts_with("tls")),
+        "a peer without a certificate"
+    );
 }

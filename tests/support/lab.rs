@@ -15,12 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::app::{Conn, Listener, Outcome, Server};
-use super::cluster::{Cluster, Endpoint, Place, Slice};
+use super::cluster::Cluster;
 use super::daemon::{Daemon, Launch, run_dir};
 use super::namespace::Namespace;
+use super::objects::{self, ServiceSpec};
 use super::wire::Wire;
 
 /// How long a call between applications may take before it counts as unanswered.
@@ -121,6 +122,11 @@ impl Pod {
             ..
         } = &self.0.spec;
         format!("spiffe://cluster.local/ns/{namespace}/sa/{service_account}")
+    }
+
+    /// What else it is.
+    pub(crate) fn spec(&self) -> &PodSpec {
+        &self.0.spec
     }
 
     /// Its network namespace.
@@ -364,7 +370,7 @@ impl Lab {
         wire(&place.netns, &parts);
         let pod = Pod(Arc::new(parts));
         if pod.0.spec.known {
-            self.cluster.put(pod_object(&pod));
+            self.cluster.put(objects::pod(&pod));
         }
         self.pods.push(pod.clone());
         pod
@@ -397,17 +403,7 @@ impl Lab {
     /// Begins a service of the namespace `mesh`.
     pub(crate) fn service(&mut self, name: &str) -> ServiceSpec<'_> {
         self.services += 1;
-        let number = self.services;
-        ServiceSpec {
-            namespace: "mesh".to_owned(),
-            name: name.to_owned(),
-            v4: IpAddr::from([10, 96, 0, number]),
-            v6: IpAddr::from([0xfd96, 0, 0, 0, 0, 0, 0, u16::from(number)]),
-            ports: Vec::new(),
-            slice: Slice::default(),
-            extra: json!({}),
-            lab: self,
-        }
+        ServiceSpec::new(&mut self.cluster, self.services, name)
     }
 
     /// Writes the objects to the file that the daemons read.
@@ -558,145 +554,5 @@ fn wire(node: &Namespace, pod: &Parts) {
             "addr add {v6}/64 dev eth0 nodad\nroute add default via fd01:{}::1\n",
             pod.node
         ));
-    }
-}
-
-/// The Kubernetes object of a pod that runs and is ready.
-fn pod_object(pod: &Pod) -> Value {
-    let Parts {
-        name,
-        spec,
-        node,
-        netns,
-        ..
-    } = &*pod.0;
-    let ips: Vec<Value> = pod
-        .ips()
-        .iter()
-        .map(|ip| json!({ "ip": ip.to_string() }))
-        .collect();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": spec.namespace,
-            "uid": format!("uid-{}-{name}", spec.namespace),
-            "labels": spec.labels,
-            "annotations": { "adit.mesh/netns": netns.path() },
-        },
-        "spec": {
-            "nodeName": format!("node{node}"),
-            "serviceAccountName": spec.service_account,
-            "containers": [{ "name": "app", "image": "app" }],
-        },
-        "status": {
-            "phase": "Running",
-            "podIP": pod.ip().to_string(),
-            "podIPs": ips,
-            "conditions": [{ "type": "Ready", "status": "True" }],
-        },
-    })
-}
-
-/// A service that is being described; [`add`](ServiceSpec::add) makes its objects.
-#[derive(Debug)]
-pub(crate) struct ServiceSpec<'a> {
-    lab: &'a mut Lab,
-    namespace: String,
-    name: String,
-    v4: IpAddr,
-    v6: IpAddr,
-    ports: Vec<Value>,
-    slice: Slice,
-    extra: Value,
-}
-
-impl ServiceSpec<'_> {
-    /// Adds a port that leads to a number.
-    pub(crate) fn port(mut self, name: &'static str, port: u16, target: u16) -> Self {
-        self.ports
-            .push(json!({ "name": name, "port": port, "targetPort": target, "protocol": "TCP" }));
-        self.slice.ports.push((name, target));
-        self
-    }
-
-    /// Adds a port that leads to a name, which the endpoints give this number.
-    pub(crate) fn named_port(
-        mut self,
-        name: &'static str,
-        port: u16,
-        target: &str,
-        number: u16,
-    ) -> Self {
-        self.ports
-            .push(json!({ "name": name, "port": port, "targetPort": target, "protocol": "TCP" }));
-        self.slice.ports.push((name, number));
-        self
-    }
-
-    /// Adds pods that are ready.
-    pub(crate) fn to(mut self, pods: &[&Pod]) -> Self {
-        for pod in pods {
-            self = self.endpoint(pod, true);
-        }
-        self
-    }
-
-    /// Adds a pod, ready or not.
-    pub(crate) fn endpoint(mut self, pod: &Pod, ready: bool) -> Self {
-        for ip in pod.ips() {
-            let place = Place {
-                pod: pod.name().to_owned(),
-                node: format!("node{}", pod.node()),
-                zone: format!("zone{}", pod.node()),
-            };
-            let pod = Some(place);
-            self.slice.endpoints.push(Endpoint { ip, pod, ready });
-        }
-        self
-    }
-
-    /// Adds an address that is no pod's.
-    pub(crate) fn address(mut self, ip: IpAddr) -> Self {
-        let (pod, ready) = (None, true);
-        self.slice.endpoints.push(Endpoint { ip, pod, ready });
-        self
-    }
-
-    /// Adds a field to its `spec`.
-    pub(crate) fn spec(mut self, field: &str, value: Value) -> Self {
-        self.extra[field] = value;
-        self
-    }
-
-    /// In another Kubernetes namespace.
-    pub(crate) fn namespace(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.namespace);
-        self
-    }
-
-    /// Adds its objects to the cluster and gives its addresses, IPv4 and IPv6.
-    pub(crate) fn add(self) -> (IpAddr, IpAddr) {
-        let mut spec = json!({
-            "type": "ClusterIP",
-            "clusterIP": self.v4.to_string(),
-            "clusterIPs": [self.v4.to_string(), self.v6.to_string()],
-            "ipFamilies": ["IPv4", "IPv6"],
-            "ports": self.ports,
-        });
-        for (field, value) in self.extra.as_object().expect("it is made as one") {
-            spec[field] = value.clone();
-        }
-        self.lab.cluster.put(json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": { "name": self.name, "namespace": self.namespace },
-            "spec": spec,
-        }));
-        for slice in self.slice.objects(&self.namespace, &self.name) {
-            self.lab.cluster.put(slice);
-        }
-        (self.v4, self.v6)
     }
 }

@@ -15,6 +15,7 @@ mod cluster;
 mod daemon;
 mod lab;
 mod namespace;
+mod objects;
 mod peer;
 mod wait;
 mod wire;
