@@ -7,5 +7,19 @@
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod authorize;
+pub mod deliver;
+pub mod tunnel;
+
+pub mod pki;
+pub mod telemetry;
+
+pub mod api;
+pub mod pipe;
+pub mod task;
+
+pub mod explain;
+
+pub mod api;
 pub mod mesh;
 pub mod sys;

@@ -8,6 +8,7 @@ mod addr;
 mod flow;
 mod identity;
 mod labels;
+pub mod policy;
 mod service;
 mod workload;
 

@@ -1,0 +1,195 @@
+//! A socket whose two directions end on their own, and whose reset is noticed at any time.
+//!
+//! Tokio tells of a reset only who reads or writes. A relay may do neither for long: nothing to
+//! write, and no room for what it would read. So the write side is always armed: its readiness is
+//! taken back after each use and waited for again, which the kernel answers with an event when the
+//! connection fails. Writes therefore go straight to the kernel, which knows better than a taken
+//! back readiness whether there is room.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use nix::libc;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use crate::pipe::CHUNK;
+
+/// Reads up to this are copied out of the thread's buffer, so that they do not pin it.
+const SMALL: usize = 8 * 1024;
+/// What is left of the thread's buffer is used as long as it is at least this.
+const WORTHWHILE: usize = 64 * 1024;
+
+thread_local! {
+    /// Where all connections of this thread read into.
+    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// Which of two sockets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ends {
+    /// The one that was read.
+    From,
+    /// The one that was written.
+    To,
+}
+
+/// Empties `buffer`.
+fn take(buffer: &mut BytesMut) -> Bytes {
+    if buffer.len() > SMALL {
+        return buffer.split().freeze();
+    }
+    let bytes = Bytes::copy_from_slice(buffer);
+    buffer.clear();
+    bytes
+}
+
+/// An application's socket. Dropped before [`finish`](Self::finish), it is reset.
+#[derive(Debug)]
+pub(crate) struct App {
+    tcp: TcpStream,
+    in_order: bool,
+}
+
+impl App {
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        Self { tcp, in_order: false }
+    }
+
+    /// Ready when a read might find bytes, a FIN or an error.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp.poll_read_ready(cx)
+    }
+
+    /// Reads what there is, up to `room`, and whether the FIN is behind it. Nothing and no FIN
+    /// means that there was nothing after all; the task is woken when there is.
+    ///
+    /// # Errors
+    ///
+    /// The connection has failed. Bytes before a reset are void, as they are for any reader that
+    /// was not quick enough; and the kernel tells of a reset only once.
+    pub(crate) fn read(&mut self, cx: &mut Context<'_>, room: usize) -> io::Result<(Bytes, bool)> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let end = self.read_into(cx, buffer, room)?;
+            Ok((take(buffer), end))
+        })
+    }
+
+    /// Reads as [`read`](Self::read), and writes at once what `to` has room for; gives how much
+    /// was written, and the rest.
+    ///
+    /// # Errors
+    ///
+    /// The side that failed, and how.
+    pub(crate) fn forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &Self,
+    ) -> Result<(usize, Bytes, bool), (Ends, io::Error)> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let end = self.read_into(cx, buffer, CHUNK).map_err(|error| (Ends::From, error))?;
+            if buffer.is_empty() {
+                return Ok((0, Bytes::new(), end));
+            }
+            let written = match to.write(&[IoSlice::new(buffer)]) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err((Ends::To, error)),
+            };
+            bytes::Buf::advance(buffer, written);
+            Ok((written, take(buffer), end))
+        })
+    }
+
+    /// Fills the empty `buffer` with up to `room` bytes; whether the FIN is behind them.
+    fn read_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+        room: usize,
+    ) -> io::Result<bool> {
+        buffer.clear();
+        if buffer.capacity() < room.min(WORTHWHILE) {
+            buffer.reserve(CHUNK);
+        }
+        let room = room.min(buffer.capacity());
+        while buffer.len() < room {
+            let most = room - buffer.len();
+            let mut spare = (&mut *buffer).limit(most);
+            match poll_read_buf(Pin::new(&mut self.tcp), cx, &mut spare) {
+                Poll::Ready(Ok(0)) => return Ok(true),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes what there is room for, now.
+    pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        SockRef::from(&self.tcp).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
+    }
+
+    /// Waits for room to write, and for failure: ready when either may have come.
+    ///
+    /// # Errors
+    ///
+    /// The connection has failed.
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = self.tcp.try_io(Interest::WRITABLE, none);
+        match self.tcp.poll_write_ready(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) => match self.tcp.take_error()? {
+                Some(error) => Poll::Ready(Err(error)),
+                None => Poll::Ready(Ok(())),
+            },
+        }
+    }
+
+    /// Waits for failure alone.
+    ///
+    /// # Errors
+    ///
+    /// The connection has failed.
+    pub(crate) fn poll_failed(&self, cx: &mut Context<'_>) -> Result<(), io::Error> {
+        // Ready without an error means closed in both directions, which the reads tell.
+        match self.poll_writable(cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the FIN.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        match SockRef::from(&self.tcp).shutdown(Shutdown::Write) {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+            result => result,
+        }
+    }
+
+    /// Both directions have ended: closing is no reset any more.
+    pub(crate) fn finish(&mut self) {
+        self.in_order = true;
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if !self.in_order {
+            // close(2) with a zero linger time sends RST (tcp(7)); without it, FIN would lie.
+            let _ = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
+        }
+    }
+}

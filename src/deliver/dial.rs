@@ -1,0 +1,164 @@
+//! Connects to applications, and to whatever a captured connection was bound for.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::Socket;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::authorize::Permit;
+use crate::mesh::Direction;
+use crate::sys::netns::Netns;
+use crate::sys::socket::{connector, spoofed};
+
+/// From the first SYN to a connection, at most.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a destination could not be dialled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing listens there, or something refused on its behalf.
+    #[error("{to} refused the connection")]
+    Refused {
+        /// What was dialled.
+        to: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// No answer in time.
+    #[error("{to} did not answer")]
+    Timeout {
+        /// What was dialled.
+        to: SocketAddr,
+    },
+    /// There is no way there.
+    #[error("{to} cannot be reached")]
+    Unreachable {
+        /// What was dialled.
+        to: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// Every port of the source's address is in use towards this destination.
+    #[error("no free port of the source's address towards {to}")]
+    NoPort {
+        /// What was dialled.
+        to: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The socket could not be made in the pod, or not have that source address.
+    #[error("cannot make a socket in the pod")]
+    Socket(#[source] io::Error),
+}
+
+impl Error {
+    /// A stable word for records and metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "refused",
+            Self::Timeout { .. } => "timeout",
+            Self::Unreachable { .. } => "unreachable",
+            Self::NoPort { .. } => "no_port",
+            Self::Socket(_) => "socket",
+        }
+    }
+
+    fn of(to: SocketAddr, cause: io::Error) -> Self {
+        match cause.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+                Self::Refused { to, cause }
+            }
+            io::ErrorKind::TimedOut => Self::Timeout { to },
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => {
+                Self::NoPort { to, cause }
+            }
+            _ => Self::Unreachable { to, cause },
+        }
+    }
+}
+
+/// Connects to the destination of the permit's flow, from `from` where given, inside `netns`.
+///
+/// `from` may be the pod's own address or a client's. In the latter case the client's own
+/// connection may stand in this very namespace with the same two addresses; its port is avoided.
+///
+/// # Errors
+///
+/// [`Error`], by what a person would do about it.
+pub async fn dial(permit: &Permit, netns: &Netns, from: Option<IpAddr>) -> Result<TcpStream, Error> {
+    let flow = permit.flow();
+    let to = flow.destination.addr;
+    let socket = match from {
+        None => connector(netns, to.ip()),
+        Some(from) if from.is_ipv4() != to.is_ipv4() => connector(netns, to.ip()),
+        Some(from) if flow.direction == Direction::Outbound || from == to.ip() => {
+            own(netns, from, to.ip())
+        }
+        Some(from) => {
+            let client = flow.source.addr;
+            let avoid = (client.ip() == from).then(|| client.port());
+            spoofed(netns, from, to, avoid)
+        }
+    };
+    connect(socket.map_err(Error::Socket)?, to).await
+}
+
+/// A socket of the pod's own address.
+fn own(netns: &Netns, from: IpAddr, to: IpAddr) -> io::Result<Socket> {
+    let socket = connector(netns, to)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    Ok(socket)
+}
+
+/// A socket that knows its address before it connects.
+#[derive(Debug)]
+pub struct Bound {
+    socket: Socket,
+    local: SocketAddr,
+}
+
+/// Makes a socket with a port of its own on the pod's address `from`, to be connected later.
+///
+/// # Errors
+///
+/// [`Error::Socket`], also when the address has no free port.
+pub fn bind(netns: &Netns, from: IpAddr) -> Result<Bound, Error> {
+    let made = || -> io::Result<Bound> {
+        let socket = own(netns, from, from)?;
+        let local = socket.local_addr()?.as_socket();
+        Ok(Bound { socket, local: local.ok_or(io::ErrorKind::Unsupported)? })
+    };
+    made().map_err(Error::Socket)
+}
+
+impl Bound {
+    /// The address that the other side will see.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Connects to `to`, by which the permit's destination is reached.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`].
+    pub async fn connect(self, _permit: &Permit, to: SocketAddr) -> Result<TcpStream, Error> {
+        connect(self.socket, to).await
+    }
+}
+
+async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, Error> {
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+    match tokio::time::timeout(DEADLINE, connecting).await {
+        Ok(connected) => connected.map_err(|cause| Error::of(to, cause)),
+        Err(_) => Err(Error::Timeout { to }),
+    }
+}

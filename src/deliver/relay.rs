@@ -1,0 +1,265 @@
+//! An application's socket joined with a stream of a tunnel.
+//!
+//! The future is polled for both directions at once; each poll moves what can be moved, in large
+//! steps, and leaves every waker that could matter in place. Order within a poll: what arrived on
+//! the stream is taken in first, because that also drives the stream's opening.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use crate::authorize::Permit;
+use crate::deliver::app::App;
+use crate::deliver::{End, Fault, Meter, Side};
+use crate::pipe::{CHUNK, Duplex, Stopped};
+
+/// Bytes that one poll moves in one direction, at most, before other connections have their turn.
+const TURN: usize = 4 * CHUNK;
+/// How long an application may take to close, when the far side wants nothing more from it.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Joins `app` (the near side) and `stream` (the far side) until both directions have ended.
+///
+/// Dropped earlier, it resets both.
+pub fn relay<'a, S: Duplex + Unpin + 'a>(
+    _permit: &Permit,
+    app: TcpStream,
+    stream: S,
+    meter: &'a Meter,
+) -> impl Future<Output = End> + use<'a, S> {
+    Relay {
+        app: App::new(app),
+        stream,
+        meter,
+        unconfirmed: 0,
+        up: Up::Open,
+        down: Down::Open,
+        by: None,
+        linger: None,
+    }
+}
+
+struct Relay<'a, S> {
+    app: App,
+    stream: S,
+    meter: &'a Meter,
+    /// Sent before the far side accepted.
+    unconfirmed: usize,
+    up: Up,
+    down: Down,
+    by: Option<Side>,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+/// From the application to the stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Up {
+    Open,
+    /// The far side wants nothing more: what still comes is dropped.
+    Unwanted,
+    Ended,
+}
+
+/// From the stream to the application.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Down {
+    Open,
+    Ended,
+}
+
+/// What ends a relay before its time.
+struct Failure(Side, Fault);
+
+impl Failure {
+    fn app(error: io::Error) -> Self {
+        Self(Side::Near, Fault::Socket(error))
+    }
+}
+
+impl<S: Duplex + Unpin> Future for Relay<'_, S> {
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = self.get_mut();
+        let moved = this.poll_down(cx).and_then(|()| this.poll_up(cx));
+        match moved {
+            Err(Failure(side, fault)) => {
+                this.by.get_or_insert(side);
+                this.stream.reset();
+                Poll::Ready(this.end(Some(fault)))
+            }
+            Ok(()) if this.up == Up::Ended && this.down == Down::Ended => {
+                this.app.finish();
+                Poll::Ready(this.end(None))
+            }
+            Ok(()) => Poll::Pending,
+        }
+    }
+}
+
+impl<S: Duplex> Relay<'_, S> {
+    fn end(&self, fault: Option<Fault>) -> End {
+        End {
+            sent: self.meter.sent.get(),
+            received: self.meter.received.get(),
+            by: self.by.unwrap_or(Side::Near),
+            fault,
+        }
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let mut moved = 0;
+        loop {
+            let news = match self.down {
+                Down::Open if !self.stream.ended() => self.fill(cx)?,
+                _ => false,
+            };
+            let before = moved;
+            while self.stream.waiting() > 0 {
+                match self.deliver() {
+                    Ok(count) => moved += count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if self.app.poll_writable(cx).map_err(Failure::app)?.is_pending() {
+                            return Ok(());
+                        }
+                    }
+                    Err(error) => return Err(Failure::app(error)),
+                }
+                if moved >= TURN {
+                    cx.waker().wake_by_ref();
+                    return self.app.poll_failed(cx).map_err(Failure::app);
+                }
+            }
+            if self.down == Down::Open && self.stream.ended() {
+                self.app.end().map_err(Failure::app)?;
+                self.down = Down::Ended;
+                self.by.get_or_insert(Side::Far);
+            }
+            if !news && moved == before {
+                return self.app.poll_failed(cx).map_err(Failure::app);
+            }
+        }
+    }
+
+    /// Takes in what has arrived; whether there was something.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        let news = match self.stream.poll_fill(cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(broken)) => return Err(Failure(Side::Far, Fault::Stream(broken))),
+            Poll::Pending => false,
+        };
+        if self.unconfirmed > 0 && self.stream.accepted() {
+            self.meter.add_sent(std::mem::take(&mut self.unconfirmed));
+        }
+        Ok(news)
+    }
+
+    fn deliver(&mut self) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); 64];
+        let count = self.stream.slices(&mut slices);
+        let written = self.app.write(&slices[..count])?;
+        self.stream.consume(written);
+        self.meter.add_received(written);
+        Ok(written)
+    }
+
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let mut moved = 0;
+        while self.up == Up::Open {
+            if self.app.poll_readable(cx).map_err(Failure::app)?.is_pending() {
+                self.stream.rest();
+                return self.poll_stopped(cx);
+            }
+            let room = match self.stream.poll_room(cx, CHUNK) {
+                Poll::Ready(Ok(room)) => room,
+                Poll::Ready(Err(stopped)) => {
+                    self.stop(stopped)?;
+                    break;
+                }
+                Poll::Pending => return self.poll_stopped(cx),
+            };
+            let (bytes, end) = self.app.read(cx, room).map_err(Failure::app)?;
+            if bytes.is_empty() && !end {
+                // A false alarm.
+                continue;
+            }
+            moved += bytes.len();
+            self.send(bytes, end)?;
+            if moved >= TURN {
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+        }
+        if self.up == Up::Unwanted {
+            self.poll_unwanted(cx)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: Bytes, end: bool) -> Result<(), Failure> {
+        let count = bytes.len();
+        if let Err(stopped) = self.stream.send(bytes, end) {
+            return self.stop(stopped);
+        }
+        if self.stream.accepted() {
+            self.meter.add_sent(count);
+        } else {
+            self.unconfirmed += count;
+        }
+        if end {
+            self.up = Up::Ended;
+            self.by.get_or_insert(Side::Near);
+        }
+        Ok(())
+    }
+
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        match self.stream.poll_stopped(cx) {
+            Poll::Ready(stopped) => {
+                self.stop(stopped)?;
+                self.poll_unwanted(cx)
+            }
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    fn stop(&mut self, stopped: Stopped) -> Result<(), Failure> {
+        match stopped {
+            Stopped::Clean => {
+                self.up = Up::Unwanted;
+                Ok(())
+            }
+            Stopped::Broken(broken) => Err(Failure(Side::Far, Fault::Stream(broken))),
+        }
+    }
+
+    /// Reads and drops, until the application closes or has had its time. Closing the socket
+    /// before would reset it, and what it has not read yet could be lost.
+    fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        if linger.as_mut().poll(cx).is_ready() {
+            self.up = Up::Ended;
+            cx.waker().wake_by_ref();
+            return Ok(());
+        }
+        while self.app.poll_readable(cx).map_err(Failure::app)?.is_ready() {
+            let (bytes, end) = self.app.read(cx, CHUNK).map_err(Failure::app)?;
+            if end {
+                self.up = Up::Ended;
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+

@@ -1,0 +1,152 @@
+//! Two sockets joined: a connection that needs no tunnel.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, Bytes};
+use tokio::net::TcpStream;
+
+use crate::authorize::Permit;
+use crate::deliver::app::{App, Ends};
+use crate::deliver::{End, Fault, Meter, Side};
+use crate::pipe::CHUNK;
+
+/// Bytes that one poll moves in one direction, at most, before other connections have their turn.
+const TURN: usize = 4 * CHUNK;
+
+/// Joins `near` and `far` until both directions have ended.
+///
+/// Dropped earlier, it resets both.
+pub fn splice<'a>(
+    _permit: &Permit,
+    near: TcpStream,
+    far: TcpStream,
+    meter: &'a Meter,
+) -> impl Future<Output = End> + use<'a> {
+    Splice {
+        near: App::new(near),
+        far: App::new(far),
+        meter,
+        up: Lane::default(),
+        down: Lane::default(),
+        by: None,
+    }
+}
+
+struct Splice<'a> {
+    near: App,
+    far: App,
+    meter: &'a Meter,
+    up: Lane,
+    down: Lane,
+    by: Option<Side>,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Lane {
+    /// Read, and not written yet.
+    rest: Bytes,
+    got_end: bool,
+    ended: bool,
+}
+
+impl Future for Splice<'_> {
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = self.get_mut();
+        let fault = match this.poll_lanes(cx) {
+            Err((side, error)) => {
+                this.by.get_or_insert(side);
+                Some(Fault::Socket(error))
+            }
+            Ok(()) if this.up.ended && this.down.ended => {
+                this.near.finish();
+                this.far.finish();
+                None
+            }
+            Ok(()) => return Poll::Pending,
+        };
+        Poll::Ready(End {
+            sent: this.meter.sent.get(),
+            received: this.meter.received.get(),
+            by: this.by.unwrap_or(Side::Near),
+            fault,
+        })
+    }
+}
+
+impl Splice<'_> {
+    fn poll_lanes(&mut self, cx: &mut Context<'_>) -> Result<(), (Side, io::Error)> {
+        let Self { near, far, meter, up, down, by } = self;
+        up.poll(cx, near, far, |count| meter.add_sent(count)).map_err(|(end, error)| match end {
+            Ends::From => (Side::Near, error),
+            Ends::To => (Side::Far, error),
+        })?;
+        if up.got_end {
+            by.get_or_insert(Side::Near);
+        }
+        down.poll(cx, far, near, |count| meter.add_received(count)).map_err(
+            |(end, error)| match end {
+                Ends::From => (Side::Far, error),
+                Ends::To => (Side::Near, error),
+            },
+        )?;
+        if down.got_end {
+            by.get_or_insert(Side::Far);
+        }
+        near.poll_failed(cx).map_err(|error| (Side::Near, error))?;
+        far.poll_failed(cx).map_err(|error| (Side::Far, error))
+    }
+}
+
+impl Lane {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut App,
+        to: &App,
+        mut count: impl FnMut(usize),
+    ) -> Result<(), (Ends, io::Error)> {
+        let mut moved = 0;
+        while !self.ended {
+            if !self.rest.is_empty() {
+                match to.write(&[IoSlice::new(&self.rest)]) {
+                    Ok(written) => {
+                        self.rest.advance(written);
+                        count(written);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if to.poll_writable(cx).map_err(|error| (Ends::To, error))?.is_pending() {
+                            return Ok(());
+                        }
+                    }
+                    Err(error) => return Err((Ends::To, error)),
+                }
+                continue;
+            }
+            self.rest = Bytes::new();
+            if self.got_end {
+                to.end().map_err(|error| (Ends::To, error))?;
+                self.ended = true;
+                return Ok(());
+            }
+            if from.poll_readable(cx).map_err(|error| (Ends::From, error))?.is_pending() {
+                return Ok(());
+            }
+            let (written, rest, end) = from.forward(cx, to)?;
+            count(written);
+            moved += written + rest.len();
+            self.rest = rest;
+            self.got_end = end;
+            if moved >= TURN {
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}

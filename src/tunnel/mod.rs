@@ -1,0 +1,76 @@
+//! Stage 4: carries connections between nodes, as streams of tunnels (HBONE: HTTP/2 CONNECT over
+//! mutual TLS 1.3).
+//!
+//! Outbound, a [`Pool`] gives the next [`Stream`] to a destination; inbound, [`accept`] makes a
+//! socket an [`Incoming`], which yields [`Request`]s to be accepted or refused. A stream is a
+//! [`Duplex`](crate::pipe::Duplex), which [`deliver`](crate::deliver) relays.
+//!
+//! | file | what |
+//! |---|---|
+//! | `connect` | pure: CONNECT heads and statuses |
+//! | `io` | TLS on a socket, in few system calls |
+//! | `liveness`, `window` | pure: when to ask a silent peer; how large receive windows are |
+//! | `pace` | what drives both sides of a connection beside its frames |
+//! | `client`, `pool` | a tunnel this side made; which one carries the next stream |
+//! | `server` | a tunnel the peer made |
+//! | `stream` | one CONNECT stream: flow control, ends |
+//!
+//! Everything here lives and dies on one worker thread and is `!Send`. No type of rustls, h2 or
+//! tokio's TLS appears in what this stage hands out, but for the configurations that go in.
+
+mod client;
+mod connect;
+mod error;
+mod io;
+mod liveness;
+mod pace;
+mod pool;
+mod server;
+mod stream;
+pub mod tls;
+mod window;
+
+pub use connect::{ConnectHead, HeadError, Refused, Status};
+pub use error::Error;
+pub use pool::{Key, Origin, Pool};
+pub use server::{Incoming, Request, accept};
+pub use stream::Stream;
+
+use std::time::Duration;
+
+/// Deadlines and bounds of tunnels. The defaults are for a cluster's network.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// From the first SYN to a usable tunnel, and from an accepted socket to one.
+    pub handshake: Duration,
+    /// From CONNECT to its answer; longer than the peer's own deadline for its dial, so that the
+    /// peer's word arrives.
+    pub answer: Duration,
+    /// Silence after which a peer is asked by PING whether it lives.
+    pub quiet: Duration,
+    /// Silence after which a tunnel is given up with all its streams.
+    pub dead: Duration,
+    /// How long a tunnel without streams is kept for the next one.
+    pub idle: Duration,
+    /// Streams on one tunnel that this side made, at most; the peer's own limit also holds.
+    pub streams: usize,
+    /// Streams on one tunnel that the peer made, at most. Announced; more are refused.
+    pub incoming_streams: u32,
+    /// Bytes of one request's headers, decoded (RFC 9113 §6.5.2).
+    pub header_list: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            answer: Duration::from_secs(15),
+            quiet: Duration::from_secs(10),
+            dead: Duration::from_secs(20),
+            idle: Duration::from_secs(300),
+            streams: 1000,
+            incoming_streams: 1000,
+            header_list: 16 * 1024,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Which tunnel carries the next stream.
+//!
+//! A worker keeps its tunnels by [`Key`]: two pods never share one, nor two issues of a pod's
+//! certificate, nor two identities behind one address. For each key at most one handshake is
+//! under way; who comes meanwhile waits for it and shares its outcome, also a failure.
+//! A handshake is a task of its own: it blocks no other key, and goes on when those who asked
+//! for it have gone.
+//!
+//! A tunnel that takes nothing more (full for ever, GOAWAY, idle too long) leaves the pool and
+//! ends with its last stream; one whose pod or destination is gone is cut by [`Pool::retain`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::authorize::Permit;
+use crate::mesh::{Identity, PodAddr, TunnelAddr};
+use crate::pki::Certificate;
+use crate::sys::netns::Netns;
+use crate::task::{self, Task};
+use crate::tunnel::client::{self, Opened, Tunnel};
+use crate::tunnel::connect::ConnectHead;
+use crate::tunnel::error::Error;
+use crate::tunnel::pace::Place;
+use crate::tunnel::stream::Stream;
+use crate::tunnel::{Limits, tls};
+
+/// How many handshakes one open sees at most, when each new tunnel is full before its turn.
+const ROUNDS: usize = 8;
+
+/// The pod a tunnel leaves from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Where its sockets live.
+    pub netns: Netns,
+    /// The address it speaks from.
+    pub address: IpAddr,
+    /// By what it proves its identity.
+    pub certificate: Arc<Certificate>,
+}
+
+/// What makes tunnels interchangeable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The cookie of the source pod's network namespace.
+    pub origin: u64,
+    /// The source's address.
+    pub address: IpAddr,
+    /// Which issue of the source's certificate.
+    pub epoch: u64,
+    /// The source's identity.
+    pub own: Identity,
+    /// The destination's tunnel port.
+    pub via: TunnelAddr,
+    /// The identity that the destination must prove.
+    pub peer: Identity,
+}
+
+/// The tunnels of one worker. Clones share them.
+#[derive(Clone)]
+pub struct Pool(Rc<Inner>);
+
+struct Inner {
+    limits: Limits,
+    slots: RefCell<HashMap<Key, Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    tunnels: Vec<(Rc<Tunnel>, Task)>,
+    attempt: Option<(Rc<Attempt>, Task)>,
+}
+
+/// A handshake under way, and those who wait for it.
+#[derive(Default)]
+struct Attempt {
+    outcome: RefCell<Option<Result<Rc<Tunnel>, Error>>>,
+    done: Notify,
+}
+
+/// Where an open goes again, if its stream is turned away unseen.
+#[derive(Clone)]
+pub(crate) struct Way {
+    pool: Pool,
+    key: Key,
+    origin: Origin,
+    head: ConnectHead,
+}
+
+impl Pool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self(Rc::new(Inner { limits, slots: RefCell::default() }))
+    }
+
+    /// Opens a stream to `to` through the tunnel port `via`, as the permit's flow allows. Returns
+    /// when CONNECT is queued: bytes may be sent at once, [`Stream::accepted`] tells the answer.
+    ///
+    /// The destination must prove the identity of the flow's destination workload.
+    ///
+    /// # Errors
+    ///
+    /// No tunnel could be made; the same error goes to all who waited for the same handshake.
+    pub async fn open(
+        &self,
+        permit: &Permit,
+        origin: &Origin,
+        to: PodAddr,
+        via: TunnelAddr,
+        head: &ConnectHead,
+    ) -> Result<Stream, Error> {
+        let workload = permit.flow().destination.workload.as_ref().ok_or(Error::NoDestination)?;
+        if head.authority() != Ok(to.get()) {
+            return Err(Error::NoDestination);
+        }
+        let key = Key {
+            origin: origin.netns.cookie(),
+            address: origin.address,
+            epoch: origin.certificate.epoch(),
+            own: origin.certificate.identity().clone(),
+            via,
+            peer: workload.identity.clone(),
+        };
+        let way = Way { pool: self.clone(), key, origin: origin.clone(), head: head.clone() };
+        let opened = way.open(None).await?;
+        Ok(Stream::opening(opened, way))
+    }
+
+    /// Keeps the tunnels for which `keep` holds, and cuts the others with all their streams.
+    pub fn retain(&self, mut keep: impl FnMut(&Key) -> bool) {
+        self.0.slots.borrow_mut().retain(|key, slot| {
+            let kept = keep(key);
+            if !kept {
+                slot.cut();
+            }
+            kept
+        });
+    }
+
+    /// How many tunnels there are, and how many streams they carry.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        let slots = self.0.slots.borrow();
+        let tunnels = slots.values().flat_map(|slot| &slot.tunnels);
+        tunnels.fold((0, 0), |(count, streams), (tunnel, _)| (count + 1, streams + tunnel.streams()))
+    }
+
+    /// The handshake under way for a key, begun now if there is none.
+    fn attempt(&self, key: &Key, origin: &Origin) -> Rc<Attempt> {
+        let mut slots = self.0.slots.borrow_mut();
+        let slot = slots.entry(key.clone()).or_default();
+        if let Some((attempt, _)) = &slot.attempt {
+            return attempt.clone();
+        }
+        let attempt = Rc::<Attempt>::default();
+        let work = run(self.clone(), key.clone(), origin.clone(), attempt.clone());
+        slot.attempt = Some((attempt.clone(), task::spawn_local("tunnel", work)));
+        attempt
+    }
+
+    /// A tunnel with room for one more stream, if there is one other than `avoid`.
+    fn pick(&self, key: &Key, avoid: Option<&Place>) -> Option<Rc<Tunnel>> {
+        let slots = self.0.slots.borrow();
+        let tunnels = slots.get(key).map_or(&[][..], |slot| &slot.tunnels);
+        let avoided = |tunnel: &Tunnel| avoid.is_some_and(|place| tunnel.carries(place));
+        let mut tunnels = tunnels.iter().map(|(tunnel, _)| tunnel);
+        tunnels.find(|tunnel| tunnel.has_room() && !avoided(tunnel)).cloned()
+    }
+
+    /// Puts a tunnel where opens find it.
+    fn admit(&self, key: &Key, tunnel: &Rc<Tunnel>) {
+        let mut slots = self.0.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else { return };
+        if let Some((_, task)) = slot.attempt.take() {
+            slot.tunnels.push((tunnel.clone(), task));
+        }
+    }
+
+    /// Forgets a tunnel that has ended, or an attempt that failed.
+    fn forget(&self, key: &Key, ended: Option<&Rc<Tunnel>>) {
+        let mut slots = self.0.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else { return };
+        match ended {
+            None => drop(slot.attempt.take().map(|(_, task)| task.detach())),
+            Some(ended) => {
+                let at = slot.tunnels.iter().position(|(tunnel, _)| Rc::ptr_eq(tunnel, ended));
+                if let Some(at) = at {
+                    slot.tunnels.swap_remove(at).1.detach();
+                }
+            }
+        }
+        if slot.tunnels.is_empty() && slot.attempt.is_none() {
+            slots.remove(key);
+        }
+    }
+}
+
+impl Slot {
+    fn cut(&mut self) {
+        for (tunnel, task) in self.tunnels.drain(..) {
+            tunnel.closed();
+            drop(task);
+        }
+        if let Some((attempt, _task)) = self.attempt.take() {
+            attempt.finish(Err(Error::Closed));
+        }
+    }
+}
+
+impl Attempt {
+    fn finish(&self, outcome: Result<Rc<Tunnel>, Error>) {
+        self.outcome.borrow_mut().get_or_insert(outcome);
+        self.done.notify_waiters();
+    }
+
+    async fn outcome(&self) -> Result<Rc<Tunnel>, Error> {
+        loop {
+            let done = self.done.notified();
+            if let Some(outcome) = &*self.outcome.borrow() {
+                return outcome.clone();
+            }
+            done.await;
+        }
+    }
+}
+
+/// A tunnel's life: its handshake, told to all who wait, then its drive to the end.
+async fn run(pool: Pool, key: Key, origin: Origin, attempt: Rc<Attempt>) {
+    let config = tls::client_config(&origin.certificate, &key.peer);
+    let connected = Box::pin(client::connect(&origin, key.via, config, &pool.0.limits)).await;
+    drop(origin);
+    let (tunnel, driver) = match connected {
+        Ok(made) => made,
+        Err(error) => {
+            pool.forget(&key, None);
+            attempt.finish(Err(error));
+            return;
+        }
+    };
+    pool.admit(&key, &tunnel);
+    attempt.finish(Ok(tunnel.clone()));
+    drop(attempt);
+    driver.await;
+    pool.forget(&key, Some(&tunnel));
+}
+
+impl Way {
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.pool.0.limits
+    }
+
+    /// Opens a stream on a tunnel with room, or on a new one, but not on the one of `avoid`.
+    pub(crate) async fn open(&self, avoid: Option<&Place>) -> Result<Opened, Error> {
+        let request = || self.head.request().ok_or(Error::NoDestination);
+        for _ in 0..ROUNDS {
+            if let Some(tunnel) = self.pool.pick(&self.key, avoid) {
+                return tunnel.open(request()?);
+            }
+            let attempt = self.pool.attempt(&self.key, &self.origin);
+            let tunnel = attempt.outcome().await?;
+            if tunnel.has_room() {
+                return tunnel.open(request()?);
+            }
+            if let Some(end) = tunnel.end() {
+                return Err(end);
+            }
+        }
+        Err(Error::Timeout(self.pool.0.limits.handshake))
+    }
+}

@@ -1,0 +1,261 @@
+//! Two sides of a mesh in one process.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit::authorize::{self, Permit};
+use adit::deliver::{self, End, Meter};
+use adit::mesh::{
+    Direction, Enrolment, Flow, Identity, Labels, Local, Owner, Path, Peer, Phase, PodAddr,
+    TrustDomain, TunnelAddr, Workload,
+};
+use adit::pki::directory::DirectoryCa;
+use adit::pki::{Certificate, Issuer};
+use adit::sys::netns::Netns;
+use adit::task;
+use adit::tunnel::{self, ConnectHead, Limits, Origin, Pool, Status};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let set = tokio::task::LocalSet::new();
+    let limited = async {
+        let limit = Duration::from_secs(60);
+        tokio::time::timeout(limit, test).await.expect("the test hangs");
+    };
+    set.block_on(&runtime, limited);
+}
+
+pub(crate) async fn sleep(millis: u64) {
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+}
+
+/// Waits until `done`, for a few seconds.
+pub(crate) async fn until(mut done: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if done() {
+            return;
+        }
+        sleep(10).await;
+    }
+    panic!("it never came");
+}
+
+pub(crate) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
+}
+
+pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(loopback(0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// An authority, and certificates of it.
+pub(crate) struct Trust {
+    ca: DirectoryCa,
+    _dir: tempfile::TempDir,
+}
+
+impl Trust {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let domain = TrustDomain::parse("cluster.local").unwrap();
+        let ca = DirectoryCa::open(&dir.path().join("ca"), &domain).unwrap();
+        Self { ca, _dir: dir }
+    }
+
+    pub(crate) async fn issue(&self, account: &str) -> Arc<Certificate> {
+        Arc::new(self.ca.issue(&identity(account)).await.unwrap())
+    }
+}
+
+pub(crate) fn identity(account: &str) -> Identity {
+    Identity::new(&TrustDomain::parse("cluster.local").unwrap(), "test", account).unwrap()
+}
+
+/// What became of connections, in the order of their ends.
+#[derive(Default)]
+pub(crate) struct Ends(RefCell<Vec<Result<End, String>>>);
+
+impl Ends {
+    pub(crate) fn add(&self, end: Result<End, String>) {
+        self.0.borrow_mut().push(end);
+    }
+
+    pub(crate) async fn next(&self) -> Result<End, String> {
+        until(|| !self.0.borrow().is_empty()).await;
+        self.0.borrow_mut().remove(0)
+    }
+}
+
+/// A node that accepts for "web" and dials as "client".
+pub(crate) struct Bed {
+    pub(crate) limits: Limits,
+    pub(crate) pool: Pool,
+    pub(crate) origin: RefCell<Origin>,
+    pub(crate) expected: RefCell<Identity>,
+    /// The application that connections are for.
+    pub(crate) app: SocketAddr,
+    /// Where the tunnel port of the destination is.
+    pub(crate) via: Cell<SocketAddr>,
+    pub(crate) outbound: Rc<Ends>,
+    pub(crate) inbound: Rc<Ends>,
+    /// Tunnels that the inbound side has accepted.
+    pub(crate) tunnels: Rc<Cell<usize>>,
+    pub(crate) drain: Rc<Notify>,
+    /// What to answer instead of dialling.
+    pub(crate) refuse: Rc<Cell<Option<Status>>>,
+    pub(crate) trust: Trust,
+}
+
+impl Bed {
+    pub(crate) async fn new(app: SocketAddr) -> Rc<Self> {
+        Self::with(app, Limits::default()).await
+    }
+
+    pub(crate) async fn with(app: SocketAddr, limits: Limits) -> Rc<Self> {
+        let trust = Trust::new();
+        let (listener, via) = listen().await;
+        let certificate = trust.issue("client").await;
+        let server = trust.issue("web").await;
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let netns = Netns::current().unwrap();
+        let bed = Rc::new(Self {
+            pool: Pool::new(limits.clone()),
+            limits,
+            origin: RefCell::new(Origin { netns, address, certificate }),
+            expected: RefCell::new(identity("web")),
+            app,
+            via: Cell::new(via),
+            outbound: Rc::default(),
+            inbound: Rc::default(),
+            tunnels: Rc::default(),
+            drain: Rc::default(),
+            refuse: Rc::default(),
+            trust,
+        });
+        task::spawn_local("inbound", serve(bed.clone(), listener, server)).detach();
+        bed
+    }
+
+    pub(crate) fn permit(&self) -> Permit {
+        authorize::outbound(flow(self.app, self.expected.borrow().clone()))
+    }
+
+    pub(crate) async fn open(&self) -> Result<tunnel::Stream, tunnel::Error> {
+        let head = ConnectHead::new(self.app).forwarded(loopback(4711), None);
+        let via = TunnelAddr::new(self.via.get());
+        let origin = self.origin.borrow().clone();
+        self.pool.open(&self.permit(), &origin, PodAddr::new(self.app), via, &head).await
+    }
+
+    /// An application's connection that goes through the tunnel to the application `app`.
+    pub(crate) async fn connect(self: &Rc<Self>) -> TcpStream {
+        let (near, captured) = pair().await;
+        let bed = self.clone();
+        task::spawn_local("outbound", async move {
+            let end = match bed.open().await {
+                Ok(stream) => {
+                    let meter = Meter::default();
+                    Ok(deliver::relay(&bed.permit(), captured, stream, &meter).await)
+                }
+                Err(error) => {
+                    captured.set_zero_linger().unwrap();
+                    Err(error.reason().to_owned())
+                }
+            };
+            bed.outbound.add(end);
+        })
+        .detach();
+        near
+    }
+}
+
+pub(crate) fn flow(to: SocketAddr, identity: Identity) -> Flow {
+    let peer = Peer { addr: loopback(4711), identity: None, workload: None };
+    let destination =
+        Local { addr: to, workload: Some(Arc::new(workload(identity))), service: None };
+    Flow { direction: Direction::Outbound, source: peer, destination, path: Path::Tunnel }
+}
+
+async fn serve(bed: Rc<Bed>, listener: TcpListener, server: Arc<Certificate>) {
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        let config = tunnel::tls::server_config(&server);
+        let bed = bed.clone();
+        task::spawn_local("tunnel", async move {
+            let accepted = tunnel::accept(socket, config, &bed.limits).await;
+            let Ok(mut incoming) = accepted else { return };
+            bed.tunnels.set(bed.tunnels.get() + 1);
+            assert_eq!(incoming.peer(), bed.origin.borrow().certificate.identity());
+            loop {
+                let next = tokio::select! {
+                    next = incoming.next() => next,
+                    () = bed.drain.notified() => { incoming.drain(); continue }
+                };
+                let Some(Ok(request)) = next else { return };
+                task::spawn_local("stream", answer(bed.clone(), request)).detach();
+            }
+        })
+        .detach();
+    }
+}
+
+async fn answer(bed: Rc<Bed>, request: tunnel::Request) {
+    if let Some(status) = bed.refuse.get() {
+        request.refuse(status);
+        return;
+    }
+    let to = request.head().authority().unwrap();
+    let permit = authorize::outbound(flow(to, identity("web")));
+    let netns = Netns::current().unwrap();
+    let app = match deliver::dial(&permit, &netns, None).await {
+        Ok(app) => app,
+        Err(error) => {
+            request.refuse(Status::DialFailed);
+            bed.inbound.add(Err(error.reason().to_owned()));
+            return;
+        }
+    };
+    let stream = match request.accept() {
+        Ok(stream) => stream,
+        Err(error) => return bed.inbound.add(Err(error.reason().to_owned())),
+    };
+    let end = deliver::relay(&permit, app, stream, &Meter::default()).await;
+    bed.inbound.add(Ok(end));
+}
+
+/// Two ends of a TCP connection.
+pub(crate) async fn pair() -> (TcpStream, TcpStream) {
+    let (listener, addr) = listen().await;
+    let (near, far) = tokio::join!(TcpStream::connect(addr), listener.accept());
+    let (near, far) = (near.unwrap(), far.unwrap().0);
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    (near, far)
+}
+
+fn workload(identity: Identity) -> Workload {
+    Workload {
+        uid: "uid".into(),
+        name: "web-0".into(),
+        namespace: "test".into(),
+        identity,
+        node: "b".into(),
+        zone: "".into(),
+        region: "".into(),
+        ips: [IpAddr::V4(Ipv4Addr::LOCALHOST)].into_iter().collect(),
+        labels: Labels::default(),
+        owner: Owner { kind: "pod".into(), name: "web-0".into() },
+        enrolment: Enrolment::Enrolled,
+        phase: Phase::Running,
+        host_network: false,
+        netns: None,
+    }
+}

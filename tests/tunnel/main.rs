@@ -1,0 +1,13 @@
+//! Tunnels and relays in one process over loopback: real TLS, real HTTP/2, real sockets.
+//!
+//! `bed` is a node with an outbound and an inbound side around the product's own stages; `peer` is
+//! the bare h2 crate, for peers that misbehave. Needs root, for the mark of the daemon's sockets.
+#![allow(missing_docs)]
+
+mod bed;
+mod ends;
+mod failures;
+mod load;
+mod peer;
+mod pooling;
+mod splicing;
