@@ -5,6 +5,7 @@
 //! a slice its service. Objects may come in any order: a pod before its namespace has no namespace
 //! labels until that comes, one before its node no zone.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -69,10 +70,16 @@ impl Index {
 
     /// Takes changes in, in their order, and says which could not be. Policies are not its own:
     /// they are passed over.
-    pub fn apply(&mut self, changes: &[Change]) -> Vec<Rejected> {
+    ///
+    /// Changes may be lent or given. Given ones are dropped one by one on the way, which spares
+    /// memory when there is a whole cluster of them.
+    pub fn apply<C: Borrow<Change>>(
+        &mut self,
+        changes: impl IntoIterator<Item = C>,
+    ) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         for change in changes {
-            match change {
+            match change.borrow() {
                 Change::Upsert(object) => rejected.extend(self.upsert(object).err()),
                 Change::Remove(key) => self.remove(key),
             }

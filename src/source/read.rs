@@ -53,21 +53,21 @@ fn word<'a>(field: &str, text: &'a str) -> Result<&'a str, Invalid> {
 
 /// A Namespace.
 pub(super) fn namespace(raw: &raw::Bare<'_>, key: Key, interner: &mut Interner) -> Object {
-    Object::Namespace(object::Namespace {
+    Object::Namespace(Box::new(object::Namespace {
         name: key.name,
         labels: interner.labels(raw.metadata.labels.iter()),
-    })
+    }))
 }
 
 /// A Node.
 pub(super) fn node(raw: &raw::Bare<'_>, key: Key, interner: &mut Interner) -> Object {
     let labels = &raw.metadata.labels;
     let mut label = |key| interner.text(labels.value(key).unwrap_or_default());
-    Object::Node(object::Node {
+    Object::Node(Box::new(object::Node {
         zone: label("topology.kubernetes.io/zone"),
         region: label("topology.kubernetes.io/region"),
         name: interner.text(&key.name),
-    })
+    }))
 }
 
 /// A Pod.
