@@ -41,7 +41,7 @@ pub(super) fn key(
 
 /// A name that can stand in an identity, a host name and a metric.
 fn word<'a>(field: &str, text: &'a str) -> Result<&'a str, Invalid> {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if text.is_empty() {
         return Err(format!("{field} is missing"));
     }
@@ -265,6 +265,7 @@ fn endpoint(
     family: Family,
     interner: &mut Interner,
 ) -> Result<object::Endpoint, Invalid> {
+    // Endpoints without an address have been left out.
     let ip = raw.addresses[0].0;
     if Family::of(ip) != family {
         return Err(format!("endpoint {ip} is not of the slice's addressType"));
