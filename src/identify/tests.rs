@@ -572,7 +572,7 @@ fn a_nodes_zone_reaches_pods_and_services_at_any_time() {
     ]);
     let mut ways = |changes: &[Object]| {
         index.apply(
-            &changes
+            changes
                 .iter()
                 .cloned()
                 .map(Change::Upsert)
