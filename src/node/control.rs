@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api;
 use crate::authorize;
 use crate::capture::WorkerListeners;
-use crate::identify::Index;
+use crate::identify::{Index, Snapshot};
 use crate::mesh::policy::PolicyName;
 use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
@@ -30,14 +31,14 @@ use crate::node::world::World;
 use crate::source::{Change, Files, Kind, Object, Poll};
 use crate::sys::netns::Netns;
 use crate::task;
-use crate::telemetry::metrics::{Daemon, Member, Reason, State};
+use crate::telemetry::metrics::{Daemon, Kind as ObjectKind, Member, Reason, State};
 
 /// How often the files are looked at: a change takes effect within a second.
 const POLL: Duration = Duration::from_millis(250);
 /// How often captured pods are compared with the kernel: a loss is mended within ten seconds.
 const CHECK: Duration = Duration::from_secs(4);
 /// How often the counters of what is gone are looked for.
-const EXPIRE: Duration = Duration::from_secs(30);
+const EXPIRE: Duration = Duration::from_secs(10);
 /// How often waiting steps (retries, drains) are looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -82,6 +83,8 @@ pub(crate) struct Control {
 #[derive(Default)]
 struct Reports {
     read_once: bool,
+    /// Addresses that two pods claim, when last told.
+    contested: usize,
     sources: api::Sources,
 }
 
@@ -144,7 +147,10 @@ impl Control {
                 }
                 _ = tick.tick() => self.tick(),
                 _ = check.tick() => self.check(),
-                _ = expire.tick() => self.expire(),
+                _ = expire.tick() => {
+                    self.expire();
+                    self.show();
+                }
             }
         }
     }
@@ -201,11 +207,16 @@ impl Control {
         daemon.source_loads.inc();
         daemon.source_changes.inc_by(poll.changes.len() as u64);
         tracing::info!(changes = poll.changes.len(), "sources read");
-        for rejected in self.index.apply(&poll.changes) {
-            tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
-        }
-        for change in poll.changes.into_iter().filter_map(policy_change) {
+        let (policies, objects): (Vec<_>, Vec<_>) = poll
+            .changes
+            .into_iter()
+            .partition(|change| is_policy(change));
+        for change in policies.into_iter().filter_map(policy_change) {
             self.policies.apply(change);
+        }
+        // Given away, so that a first load does not hold everything twice.
+        for rejected in self.index.apply(objects) {
+            tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
         }
         self.publish();
     }
@@ -236,10 +247,10 @@ impl Control {
             problems,
             notes: std::mem::take(&mut self.reports.sources.notes),
         };
-        self.reports
-            .sources
-            .notes
-            .extend(poll.notes.iter().cloned());
+        for note in &poll.notes {
+            tracing::info!(note = %note, "sources hold what is not used");
+            self.reports.sources.notes.push(note.clone());
+        }
     }
 
     /// Makes the world of this moment and lets everybody see it.
@@ -263,6 +274,7 @@ impl Control {
             .map(|pod| (pod.clone(), served(&pod.uid)))
             .collect();
         let identities = pods.iter().map(|(pod, _)| pod.identity.clone()).collect();
+        self.report_contested(&snapshot);
         let before = self.shared.world.load();
         let policies = self.policies.policies();
         let world = World::new(snapshot, policies, pods, Some(&**before));
@@ -270,6 +282,25 @@ impl Control {
         self.shared.certificates.want(identities);
         self.tell(|| Command::WorldChanged);
         self.act();
+    }
+
+    /// Tells once which pods claim an address that is another's.
+    fn report_contested(&mut self, snapshot: &Snapshot) {
+        let count = snapshot.counts().contested_addresses;
+        if count == 0 || count == self.reports.contested {
+            self.reports.contested = count;
+            return;
+        }
+        self.reports.contested = count;
+        for (claimant, ip) in listing::contested(snapshot) {
+            let owner = snapshot.workload_at(ip);
+            tracing::warn!(
+                address = %ip,
+                claimant = %format_args!("{}/{}", claimant.namespace, claimant.name),
+                owner = owner.map(|pod| tracing::field::display(format!("{}/{}", pod.namespace, pod.name))),
+                "address claimed twice",
+            );
+        }
     }
 
     fn tell(&self, command: impl Fn() -> Command) {
@@ -512,12 +543,52 @@ impl Control {
             })
             .collect();
         gauges(&self.shared.metrics.daemon, &pods);
+        self.count_objects(&world);
         let board = Board {
             pods,
             sources: self.reports.sources.clone(),
             waiting: self.waiting(),
         };
         self.board.store(Arc::new(board));
+    }
+
+    fn count_objects(&self, world: &World) {
+        let daemon = &self.shared.metrics.daemon;
+        let set = |gauge: &Gauge, count: usize| gauge.set(count.try_into().unwrap_or(i64::MAX));
+        let counts = world.snapshot.counts();
+        for (kind, count) in [
+            ("namespace", counts.namespaces),
+            ("node", counts.nodes),
+            ("pod", counts.workloads),
+            ("service", counts.services),
+            ("endpoint_slice", counts.endpoint_slices),
+            (
+                "authorization_policy",
+                world.policies.authorization().count(),
+            ),
+            (
+                "peer_authentication",
+                world.policies.peer_authentication().count(),
+            ),
+        ] {
+            set(
+                &daemon.index_objects.get_or_create(&ObjectKind { kind }),
+                count,
+            );
+        }
+        let certificates = listing::certificates(&self.shared.certificates.report());
+        for state in ["valid", "missing", "expired"] {
+            let count = certificates.iter().filter(|one| one.state == state).count();
+            set(&daemon.certificates.get_or_create(&State { state }), count);
+        }
+        let ends = certificates
+            .iter()
+            .map(|one| one.not_after)
+            .filter(|end| *end > 0)
+            .min();
+        daemon
+            .certificate_expiry
+            .set(ends.unwrap_or(0).try_into().unwrap_or(i64::MAX));
     }
 
     fn waiting(&self) -> Vec<String> {
@@ -528,8 +599,13 @@ impl Control {
         if !self.reports.read_once {
             waiting.push("the sources have not been read yet".to_owned());
         }
-        let pods = self.pods.waiting().into_iter();
-        waiting.extend(pods.map(|name| format!("pod {name} is not captured yet")));
+        waiting.extend(self.pods.waiting().map(|entry| {
+            let name = &entry.wanted().name;
+            match entry.last_error() {
+                None => format!("pod {name} is not captured yet"),
+                Some(why) => format!("pod {name} is not captured: {why}"),
+            }
+        }));
         waiting
     }
 
@@ -600,6 +676,16 @@ impl Control {
         };
         task::spawn("clean", clean).detach();
     }
+}
+
+fn is_policy(change: &Change) -> bool {
+    let kind = match change {
+        Change::Upsert(Object::AuthorizationPolicy(_)) => Kind::AuthorizationPolicy,
+        Change::Upsert(Object::PeerAuthentication(_)) => Kind::PeerAuthentication,
+        Change::Upsert(_) => return false,
+        Change::Remove(key) => key.kind,
+    };
+    matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
 }
 
 /// What a change means for the policies, if it is about one.
