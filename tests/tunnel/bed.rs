@@ -22,11 +22,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 pub(crate) fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let set = tokio::task::LocalSet::new();
     let limited = async {
         let limit = Duration::from_secs(60);
-        tokio::time::timeout(limit, test).await.expect("the test hangs");
+        tokio::time::timeout(limit, test)
+            .await
+            .expect("the test hangs");
     };
     set.block_on(&runtime, limited);
 }
@@ -76,7 +81,12 @@ impl Trust {
 }
 
 pub(crate) fn identity(account: &str) -> Identity {
-    Identity::new(&TrustDomain::parse("cluster.local").unwrap(), "test", account).unwrap()
+    Identity::new(
+        &TrustDomain::parse("cluster.local").unwrap(),
+        "test",
+        account,
+    )
+    .unwrap()
 }
 
 /// What became of connections, in the order of their ends.
@@ -129,7 +139,11 @@ impl Bed {
         let bed = Rc::new(Self {
             pool: Pool::new(limits.clone()),
             limits,
-            origin: RefCell::new(Origin { netns, address, certificate }),
+            origin: RefCell::new(Origin {
+                netns,
+                address,
+                certificate,
+            }),
             expected: RefCell::new(identity("web")),
             app,
             via: Cell::new(via),
@@ -152,7 +166,9 @@ impl Bed {
         let head = ConnectHead::new(self.app).forwarded(loopback(4711), None);
         let via = TunnelAddr::new(self.via.get());
         let origin = self.origin.borrow().clone();
-        self.pool.open(&self.permit(), &origin, PodAddr::new(self.app), via, &head).await
+        self.pool
+            .open(&self.permit(), &origin, PodAddr::new(self.app), via, &head)
+            .await
     }
 
     /// An application's connection that goes through the tunnel to the application `app`.
@@ -178,10 +194,22 @@ impl Bed {
 }
 
 pub(crate) fn flow(to: SocketAddr, identity: Identity) -> Flow {
-    let peer = Peer { addr: loopback(4711), identity: None, workload: None };
-    let destination =
-        Local { addr: to, workload: Some(Arc::new(workload(identity))), service: None };
-    Flow { direction: Direction::Outbound, source: peer, destination, path: Path::Tunnel }
+    let peer = Peer {
+        addr: loopback(4711),
+        identity: None,
+        workload: None,
+    };
+    let destination = Local {
+        addr: to,
+        workload: Some(Arc::new(workload(identity))),
+        service: None,
+    };
+    Flow {
+        direction: Direction::Outbound,
+        source: peer,
+        destination,
+        path: Path::Tunnel,
+    }
 }
 
 async fn serve(bed: Rc<Bed>, listener: TcpListener, server: Arc<Certificate>) {
@@ -252,7 +280,10 @@ fn workload(identity: Identity) -> Workload {
         region: "".into(),
         ips: [IpAddr::V4(Ipv4Addr::LOCALHOST)].into_iter().collect(),
         labels: Labels::default(),
-        owner: Owner { kind: "pod".into(), name: "web-0".into() },
+        owner: Owner {
+            kind: "pod".into(),
+            name: "web-0".into(),
+        },
         enrolment: Enrolment::Enrolled,
         phase: Phase::Running,
         host_network: false,

@@ -105,7 +105,11 @@ fn a_reset_after_the_fin_is_still_a_reset() {
         assert_eq!(end.reason(), Some("reset"));
         // Only a write can tell the application, whose peer had closed before.
         bed.inbound.next().await.unwrap();
-        let failed = async { while far.write_all(b"x").await.is_ok() { sleep(5).await } };
+        let failed = async {
+            while far.write_all(b"x").await.is_ok() {
+                sleep(5).await
+            }
+        };
         failed.await;
     });
 }
@@ -170,7 +174,9 @@ fn no_error_after_the_end_loses_nothing() {
         let mut peer = peer::accept(&listener, &server).await;
         let (request, mut respond) = peer.accept().await.unwrap().unwrap();
         let body = request.into_body();
-        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
         peer::drive(peer);
         let answer = Bytes::from(vec![42; 50_000]);
         peer::send(&mut send, answer.clone(), 16384).await;
@@ -199,7 +205,9 @@ fn a_cancelled_stream_is_a_reset() {
         let mut near = bed.connect().await;
         let mut peer = peer::accept(&listener, &server).await;
         let (_request, mut respond) = peer.accept().await.unwrap().unwrap();
-        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
         peer::drive(peer);
         send.send_data(Bytes::from_static(b"x"), false).unwrap();
         assert_eq!(near.read_u8().await.unwrap(), b'x');

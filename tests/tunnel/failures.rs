@@ -77,7 +77,10 @@ fn any_other_status_is_a_refusal() {
         *response.status_mut() = http::StatusCode::CREATED;
         let _send = respond.send_response(response, false).unwrap();
         peer::drive(peer);
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
         assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("refused"));
     });
 }
@@ -154,8 +157,14 @@ fn a_silent_server_fails_all_who_wait_at_once_and_blocks_nobody_else() {
         for opened in opens {
             assert_eq!(opened.err().unwrap().reason(), "timeout");
         }
-        assert!(start.elapsed() < Duration::from_millis(700), "one deadline for all");
-        assert!(other < Duration::from_millis(350), "another destination waited {other:?}");
+        assert!(
+            start.elapsed() < Duration::from_millis(700),
+            "one deadline for all"
+        );
+        assert!(
+            other < Duration::from_millis(350),
+            "another destination waited {other:?}"
+        );
         let (_one, _) = silent.accept().await.unwrap();
         let more = tokio::time::timeout(Duration::from_millis(50), silent.accept()).await;
         assert!(more.is_err(), "there was one handshake for all");
@@ -187,9 +196,18 @@ fn the_death_of_a_tunnel_resets_both_applications() {
         near.write_all(b"x").await.unwrap();
         far.read_exact(&mut [0]).await.unwrap();
         wire.cut();
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(far.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("tunnel_lost"));
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            far.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            bed.outbound.next().await.unwrap().reason(),
+            Some("tunnel_lost")
+        );
         // The next connection gets a tunnel of its own.
         let _near = bed.connect().await;
         listener.accept().await.unwrap();
@@ -214,11 +232,28 @@ fn a_peer_that_gives_no_sign_of_life_is_given_up() {
         far.read_exact(&mut [0]).await.unwrap();
         wire.swallow();
         let start = Instant::now();
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(far.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert!(start.elapsed() > Duration::from_millis(300), "{:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_millis(1000), "{:?}", start.elapsed());
-        assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("tunnel_silent"));
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            far.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert!(
+            start.elapsed() > Duration::from_millis(300),
+            "{:?}",
+            start.elapsed()
+        );
+        assert!(
+            start.elapsed() < Duration::from_millis(1000),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(
+            bed.outbound.next().await.unwrap().reason(),
+            Some("tunnel_silent")
+        );
     });
 }
 
@@ -226,7 +261,10 @@ fn a_peer_that_gives_no_sign_of_life_is_given_up() {
 fn a_request_that_is_never_answered_ends_at_its_deadline() {
     run(async {
         let (_listener, app) = bed::listen().await;
-        let limits = Limits { answer: Duration::from_millis(200), ..Limits::default() };
+        let limits = Limits {
+            answer: Duration::from_millis(200),
+            ..Limits::default()
+        };
         let bed = Bed::with(app, limits).await;
         let (listener, via) = bed::listen().await;
         bed.via.set(via);
@@ -235,7 +273,10 @@ fn a_request_that_is_never_answered_ends_at_its_deadline() {
         let mut peer = peer::accept(&listener, &server).await;
         let held = peer.accept().await.unwrap().unwrap();
         peer::drive(peer);
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
         assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("timeout"));
         drop(held);
     });
@@ -266,7 +307,9 @@ fn bytes_travel_before_the_answer() {
                 body.flow_control().release_capacity(bytes.len()).unwrap();
             }
             assert_eq!(early, 65_527, "bounded before the answer");
-            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+            let mut send = respond
+                .send_response(http::Response::new(()), false)
+                .unwrap();
             let mut got = early;
             while got < 1 << 20 {
                 let bytes = body.data().await.unwrap().unwrap();

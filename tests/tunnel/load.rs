@@ -23,7 +23,10 @@ impl Noise {
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(len).collect()
+        (0..len.div_ceil(8))
+            .flat_map(|_| self.next().to_le_bytes())
+            .take(len)
+            .collect()
     }
 }
 
@@ -55,7 +58,10 @@ pub(crate) async fn read_raggedly(mut from: impl AsyncRead + Unpin, expect: &[u8
         if count == 0 {
             break;
         }
-        assert!(buffer[..count] == expect[at..at + count], "changed near byte {at}");
+        assert!(
+            buffer[..count] == expect[at..at + count],
+            "changed near byte {at}"
+        );
         at += count;
     }
     assert_eq!(at, expect.len(), "bytes lost at the end");
@@ -79,9 +85,15 @@ fn every_byte_arrives_both_ways() {
             read_raggedly(near_read, &down, 5),
         );
         let end = bed.outbound.next().await.unwrap();
-        assert_eq!((end.sent, end.received, end.reason()), (20_000_000, 15_000_001, None));
+        assert_eq!(
+            (end.sent, end.received, end.reason()),
+            (20_000_000, 15_000_001, None)
+        );
         let end = bed.inbound.next().await.unwrap();
-        assert_eq!((end.sent, end.received, end.reason()), (15_000_001, 20_000_000, None));
+        assert_eq!(
+            (end.sent, end.received, end.reason()),
+            (15_000_001, 20_000_000, None)
+        );
     });
 }
 
@@ -106,7 +118,10 @@ fn a_thousand_connections_at_once() {
             assert_eq!(bed.outbound.next().await.unwrap().reason(), None);
         }
         let (tunnels, streams) = bed.pool.load();
-        assert!(tunnels <= 10 && streams == 0, "{tunnels} tunnels, {streams} streams");
+        assert!(
+            tunnels <= 10 && streams == 0,
+            "{tunnels} tunnels, {streams} streams"
+        );
     });
 }
 
@@ -170,22 +185,31 @@ fn slow_readers_cost_nobody_else_anything() {
 fn single_bytes_to_a_stalled_reader_kill_no_tunnel() {
     run(async {
         let (listener, app) = bed::listen().await;
-        socket2::SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+        socket2::SockRef::from(&listener)
+            .set_recv_buffer_size(4096)
+            .unwrap();
         let bed = Bed::new(app).await;
         let client = bed.trust.issue("client").await;
-        let mut requests = peer::connect(bed.via.get(), &client).await.ready().await.unwrap();
-        let (response, mut stalled) =
-            requests.send_request(peer::connect_request(app), false).unwrap();
+        let mut requests = peer::connect(bed.via.get(), &client)
+            .await
+            .ready()
+            .await
+            .unwrap();
+        let (response, mut stalled) = requests
+            .send_request(peer::connect_request(app), false)
+            .unwrap();
         let (mut far, _) = listener.accept().await.unwrap();
         let _body = response.await.unwrap();
         let count = 150_000;
         peer::send(&mut stalled, Bytes::from(vec![3; count]), 1).await;
         peer::echo(listener);
         requests = requests.ready().await.unwrap();
-        let (response, mut send) =
-            requests.send_request(peer::connect_request(app), false).unwrap();
+        let (response, mut send) = requests
+            .send_request(peer::connect_request(app), false)
+            .unwrap();
         let mut body = response.await.unwrap().into_body();
-        send.send_data(Bytes::from_static(b"still here"), true).unwrap();
+        send.send_data(Bytes::from_static(b"still here"), true)
+            .unwrap();
         assert_eq!(peer::drain(&mut body).await.unwrap(), b"still here");
         stalled.send_data(Bytes::new(), true).unwrap();
         let mut got = Vec::new();
@@ -206,7 +230,9 @@ fn single_byte_writes_arrive_through_a_peer_with_the_default_budget() {
         let mut near = bed.connect().await;
         let mut peer = peer::accept(&listener, &server).await;
         let (request, mut respond) = peer.accept().await.unwrap().unwrap();
-        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
         peer::drive(peer);
         for _ in 0..20_000 {
             near.write_all(b"x").await.unwrap();

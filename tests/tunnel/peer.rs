@@ -42,7 +42,11 @@ pub(crate) async fn connect(
 }
 
 pub(crate) fn connect_request(to: SocketAddr) -> http::Request<()> {
-    http::Request::builder().method("CONNECT").uri(to.to_string()).body(()).unwrap()
+    http::Request::builder()
+        .method("CONNECT")
+        .uri(to.to_string())
+        .body(())
+        .unwrap()
 }
 
 /// All data until the end of the stream, giving room back as it comes.
@@ -82,9 +86,17 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) async fn to(to: SocketAddr) -> Self {
         let (listener, addr) = listen().await;
-        let wire = Self { addr, connections: Rc::default(), cut: Rc::default(), deaf: Rc::default() };
-        let (connections, cut, deaf) =
-            (wire.connections.clone(), wire.cut.clone(), wire.deaf.clone());
+        let wire = Self {
+            addr,
+            connections: Rc::default(),
+            cut: Rc::default(),
+            deaf: Rc::default(),
+        };
+        let (connections, cut, deaf) = (
+            wire.connections.clone(),
+            wire.cut.clone(),
+            wire.deaf.clone(),
+        );
         task::spawn_local("wire", async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();

@@ -15,7 +15,10 @@ fn connections_share_a_tunnel_up_to_its_limit() {
     run(async {
         let (listener, app) = bed::listen().await;
         peer::echo(listener);
-        let limits = Limits { incoming_streams: 100, ..Limits::default() };
+        let limits = Limits {
+            incoming_streams: 100,
+            ..Limits::default()
+        };
         let bed = Bed::with(app, limits).await;
         let mut nears = Vec::new();
         for _ in 0..250 {
@@ -71,9 +74,18 @@ fn a_tunnel_whose_destination_is_gone_is_cut() {
         far.read_exact(&mut [0]).await.unwrap();
         let via = bed.via.get();
         bed.pool.retain(|key| key.via.get() != via);
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(far.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("tunnel_closed"));
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            far.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            bed.outbound.next().await.unwrap().reason(),
+            Some("tunnel_closed")
+        );
         assert_eq!(bed.pool.load(), (0, 0));
     });
 }
@@ -142,9 +154,14 @@ async fn check_retry(refuse: impl AsyncFn(peer::Server)) {
     let serve = async {
         let mut peer = peer::accept(&listener, &server).await;
         let (request, mut respond) = peer.accept().await.unwrap().unwrap();
-        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
         peer::drive(peer);
-        assert_eq!(peer::drain(&mut request.into_body()).await.unwrap(), b"sent early");
+        assert_eq!(
+            peer::drain(&mut request.into_body()).await.unwrap(),
+            b"sent early"
+        );
         send.send_data(Bytes::from_static(b"heard"), true).unwrap();
     };
     tokio::select! {
@@ -196,7 +213,10 @@ fn a_stream_that_is_refused_twice_fails() {
             respond.send_reset(h2::Reason::REFUSED_STREAM);
             peer::drive(peer);
         }
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
         assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("reset"));
     });
 }

@@ -41,7 +41,10 @@ fn every_byte_arrives_both_ways() {
             read_raggedly(near_read, &down, 5),
         );
         let end = ends.next().await.unwrap();
-        assert_eq!((end.sent, end.received, end.reason()), (20_000_000, 15_000_001, None));
+        assert_eq!(
+            (end.sent, end.received, end.reason()),
+            (20_000_000, 15_000_001, None)
+        );
     });
 }
 
@@ -69,14 +72,20 @@ fn resets_pass_both_ways_while_idle() {
         let (near, mut far, _task) = joined(&ends).await;
         near.set_zero_linger().unwrap();
         drop(near);
-        assert_eq!(far.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            far.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
         let end = ends.next().await.unwrap();
         assert_eq!((end.by, end.reason()), (Side::Near, Some("reset")));
 
         let (mut near, far, _task) = joined(&ends).await;
         far.set_zero_linger().unwrap();
         drop(far);
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
         assert_eq!(ends.next().await.unwrap().by, Side::Far);
     });
 }
@@ -109,8 +118,14 @@ fn a_dropped_splice_resets_both_sides() {
         near.write_all(b"x").await.unwrap();
         far.read_u8().await.unwrap();
         drop(task);
-        assert_eq!(near.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(far.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            near.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            far.read_u8().await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
     });
 }
 
@@ -120,7 +135,9 @@ fn a_dial_says_what_is_wrong() {
         let netns = Netns::current().unwrap();
         let (listener, addr) = bed::listen().await;
         let permit = authorize::outbound(flow(addr, identity("web")));
-        let dialled = deliver::dial(&permit, &netns, Some(loopback(0).ip())).await.unwrap();
+        let dialled = deliver::dial(&permit, &netns, Some(loopback(0).ip()))
+            .await
+            .unwrap();
         assert_eq!(dialled.local_addr().unwrap().ip(), loopback(0).ip());
         let bound = deliver::bind(&netns, loopback(0).ip()).unwrap();
         let local = bound.local();
