@@ -5,21 +5,37 @@
 //! modules bear these names. Programs walk the journey; ground is what both stand on.
 //! ARCHITECTURE.md tells a connection's way file by file; `tests/architecture.rs` holds the layers.
 #![deny(clippy::unwrap_used, clippy::disallowed_methods)]
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
+
+pub mod cli;
+pub mod config;
+
+pub mod inspect;
+pub mod node;
+
+pub mod explain;
 
 pub mod authorize;
-pub mod deliver;
+
 pub mod tunnel;
+
+pub mod deliver;
 
 pub mod pki;
 pub mod telemetry;
 
 pub mod api;
 pub mod pipe;
+pub mod pki;
 pub mod task;
 
 pub mod explain;
 
 pub mod api;
+pub mod capture;
+pub mod identify;
+
+pub mod source;
+
 pub mod mesh;
 pub mod sys;

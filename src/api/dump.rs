@@ -1,10 +1,10 @@
 //! Everything a node knows, as `/config_dump` and its parts answer it.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::{Policy, Service, Workload};
 use crate::mesh;
 
 /// All of it.
@@ -90,206 +90,6 @@ pub struct Problem {
     /// The object, `Kind namespace/name`; empty when unknown.
     pub object: String,
     /// What is wrong.
-    pub message: String,
-}
-
-/// A pod of the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Workload {
-    /// `metadata.uid`, or `namespace/name`.
-    pub uid: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its SPIFFE identity.
-    pub identity: String,
-    /// Its node; empty while unscheduled.
-    pub node: String,
-    /// Its node's zone; empty when unknown.
-    pub zone: String,
-    /// Its addresses.
-    pub ips: Vec<IpAddr>,
-    /// `kind/name` of what made it.
-    pub owner: String,
-    /// Whether it is reached by tunnel.
-    pub enrolled: bool,
-    /// Why not, if not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bypass: Option<String>,
-    /// Its labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-}
-
-impl From<&mesh::Workload> for Workload {
-    fn from(workload: &mesh::Workload) -> Self {
-        Self {
-            uid: workload.uid.to_string(),
-            namespace: workload.namespace.to_string(),
-            name: workload.name.to_string(),
-            identity: workload.identity.to_string(),
-            node: workload.node.to_string(),
-            zone: workload.zone.to_string(),
-            ips: workload.ips.to_vec(),
-            owner: format!("{}/{}", workload.owner.kind, workload.owner.name),
-            enrolled: workload.enrolled(),
-            bypass: match workload.enrolment {
-                mesh::Enrolment::Enrolled => None,
-                mesh::Enrolment::Bypass(why) => Some(why.reason().to_owned()),
-            },
-            labels: pairs(&workload.labels),
-        }
-    }
-}
-
-/// The pairs of a label set or selector.
-fn pairs(labels: &mesh::Labels) -> BTreeMap<String, String> {
-    let pairs = labels.pairs().iter();
-    pairs.map(|(k, v)| (k.to_string(), v.to_string())).collect()
-}
-
-/// A service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its virtual addresses; empty when headless.
-    pub vips: Vec<IpAddr>,
-    /// Its TCP ports.
-    pub ports: Vec<ServicePort>,
-    /// `Cluster` or `Local`.
-    pub internal_traffic_policy: String,
-    /// `Any`, `PreferSameZone` or `PreferSameNode`.
-    pub traffic_distribution: String,
-    /// What serves it.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// A port of a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServicePort {
-    /// Its name; may be empty.
-    pub name: String,
-    /// What clients dial.
-    pub port: u16,
-    /// The number or name it leads to.
-    pub target: String,
-}
-
-/// One address that serves a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// The address.
-    pub ip: String,
-    /// Its ports: service port to its own.
-    pub ports: BTreeMap<u16, u16>,
-    /// Whether it may be chosen.
-    pub ready: bool,
-    /// `namespace/name` of its workload, where it is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<String>,
-    /// Its node; empty when unknown.
-    pub node: String,
-    /// Its zone; empty when unknown.
-    pub zone: String,
-}
-
-impl Service {
-    /// A service with the endpoints given.
-    #[must_use]
-    pub fn new(service: &mesh::Service, endpoints: Vec<Endpoint>) -> Self {
-        let port = |port: &mesh::ServicePort| ServicePort {
-            name: port.name.to_string(),
-            port: port.port,
-            target: match &port.target {
-                mesh::TargetPort::Number(number) => number.to_string(),
-                mesh::TargetPort::Name(name) => name.to_string(),
-            },
-        };
-        Self {
-            namespace: service.namespace.to_string(),
-            name: service.name.to_string(),
-            vips: service.vips.to_vec(),
-            ports: service.ports.iter().map(port).collect(),
-            internal_traffic_policy: match service.internal_traffic_policy {
-                mesh::InternalTrafficPolicy::Cluster => "Cluster",
-                mesh::InternalTrafficPolicy::Local => "Local",
-            }
-            .to_owned(),
-            traffic_distribution: match service.traffic_distribution {
-                mesh::TrafficDistribution::Any => "Any",
-                mesh::TrafficDistribution::SameZone => "PreferSameZone",
-                mesh::TrafficDistribution::SameNode => "PreferSameNode",
-            }
-            .to_owned(),
-            endpoints,
-        }
-    }
-}
-
-/// Which workloads a policy binds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PolicyScope {
-    /// All.
-    #[default]
-    Mesh,
-    /// Those of its namespace.
-    Namespace,
-    /// Those of its namespace that its selector matches.
-    Workload,
-}
-
-/// A policy, as it is understood.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    /// `AuthorizationPolicy` or `PeerAuthentication`.
-    pub kind: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Whom it binds.
-    pub scope: PolicyScope,
-    /// The labels it selects by.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub selector: BTreeMap<String, String>,
-    /// `ALLOW` or `DENY`; for a PeerAuthentication its mode, `STRICT`, `PERMISSIVE`, ….
-    pub action: String,
-    /// Whether it is only tried.
-    pub dry_run: bool,
-    /// How many rules it has.
-    pub rules: usize,
-    /// What is worth knowing about how it was read: HTTP fields on layer 4, for example.
-    pub notices: Vec<Notice>,
-    /// Why it was not understood, in which case the workloads it binds refuse.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_understood: Option<String>,
-}
-
-impl Policy {
-    /// Sets the selector and the scope that follows from it.
-    #[must_use]
-    pub fn binding(mut self, selector: Option<&mesh::Selector>, root_namespace: &str) -> Self {
-        self.scope = match selector {
-            Some(_) => PolicyScope::Workload,
-            None if self.namespace == root_namespace => PolicyScope::Mesh,
-            None => PolicyScope::Namespace,
-        };
-        self.selector = selector.map_or_else(BTreeMap::new, |selector| pairs(selector.labels()));
-        self
-    }
-}
-
-/// A remark on a policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Notice {
-    /// The part it is about, as a path (`rules[0].to[0].operation.methods`).
-    pub field: String,
-    /// What was made of it.
     pub message: String,
 }
 
@@ -448,13 +248,6 @@ mod tests {
                 state: PodState::Draining,
                 ..Pod::default()
             }],
-            policies: vec![
-                Policy {
-                    namespace: "adit-system".to_owned(),
-                    ..Policy::default()
-                }
-                .binding(None, "adit-system"),
-            ],
             ..Dump::default()
         };
         let json = serde_json::to_value(&dump).unwrap();
@@ -476,7 +269,6 @@ mod tests {
             ]
         );
         assert_eq!(json["pods"][0]["state"], PodState::Draining.as_str());
-        assert_eq!(json["policies"][0]["scope"], "mesh");
         assert_eq!(serde_json::from_value::<Dump>(json).unwrap(), dump);
     }
 }

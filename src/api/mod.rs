@@ -4,15 +4,13 @@
 //! prints them, scripts read them; a field may be added, but none changes its meaning.
 
 mod dump;
+pub mod explain;
+mod objects;
 mod status;
 
-pub use dump::{
-    Certificate, Config, Connection, Dump, Endpoint, Notice, Pod, PodState, Policy, PolicyScope,
-    Problem, Service, ServicePort, Sources, Workload,
-};
+pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources};
+pub use objects::{Endpoint, Notice, Policy, PolicyScope, Service, ServicePort, Workload};
 pub use status::{CertificateCounts, ObjectCounts, PodCounts, Status};
-//! What our own processes tell each other and people, as plain serialisable values.
-//!
-//! No I/O, no clock, no logging: the node fills these in, the command line reads or prints them.
 
-pub mod explain;
+/// The name of a node's admin socket in its run directory.
+pub const ADMIN_SOCKET: &str = "admin.sock";

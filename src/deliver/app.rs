@@ -60,7 +60,10 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, in_order: false }
+        Self {
+            tcp,
+            in_order: false,
+        }
     }
 
     /// Ready when a read might find bytes, a FIN or an error.
@@ -94,7 +97,9 @@ impl App {
         to: &Self,
     ) -> Result<(usize, Bytes, bool), (Ends, io::Error)> {
         BUFFER.with_borrow_mut(|buffer| {
-            let end = self.read_into(cx, buffer, CHUNK).map_err(|error| (Ends::From, error))?;
+            let end = self
+                .read_into(cx, buffer, CHUNK)
+                .map_err(|error| (Ends::From, error))?;
             if buffer.is_empty() {
                 return Ok((0, Bytes::new(), end));
             }

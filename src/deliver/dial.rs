@@ -92,7 +92,11 @@ impl Error {
 /// # Errors
 ///
 /// [`Error`], by what a person would do about it.
-pub async fn dial(permit: &Permit, netns: &Netns, from: Option<IpAddr>) -> Result<TcpStream, Error> {
+pub async fn dial(
+    permit: &Permit,
+    netns: &Netns,
+    from: Option<IpAddr>,
+) -> Result<TcpStream, Error> {
     let flow = permit.flow();
     let to = flow.destination.addr;
     let socket = match from {
@@ -133,7 +137,10 @@ pub fn bind(netns: &Netns, from: IpAddr) -> Result<Bound, Error> {
     let made = || -> io::Result<Bound> {
         let socket = own(netns, from, from)?;
         let local = socket.local_addr()?.as_socket();
-        Ok(Bound { socket, local: local.ok_or(io::ErrorKind::Unsupported)? })
+        Ok(Bound {
+            socket,
+            local: local.ok_or(io::ErrorKind::Unsupported)?,
+        })
     };
     made().map_err(Error::Socket)
 }

@@ -125,7 +125,12 @@ impl<S: Duplex> Relay<'_, S> {
                 match self.deliver() {
                     Ok(count) => moved += count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if self.app.poll_writable(cx).map_err(Failure::app)?.is_pending() {
+                        if self
+                            .app
+                            .poll_writable(cx)
+                            .map_err(Failure::app)?
+                            .is_pending()
+                        {
                             return Ok(());
                         }
                     }
@@ -172,7 +177,12 @@ impl<S: Duplex> Relay<'_, S> {
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let mut moved = 0;
         while self.up == Up::Open {
-            if self.app.poll_readable(cx).map_err(Failure::app)?.is_pending() {
+            if self
+                .app
+                .poll_readable(cx)
+                .map_err(Failure::app)?
+                .is_pending()
+            {
                 self.stream.rest();
                 return self.poll_stopped(cx);
             }
@@ -242,7 +252,9 @@ impl<S: Duplex> Relay<'_, S> {
     /// Reads and drops, until the application closes or has had its time. Closing the socket
     /// before would reset it, and what it has not read yet could be lost.
     fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let linger = self
+            .linger
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         if linger.as_mut().poll(cx).is_ready() {
             self.up = Up::Ended;
             cx.waker().wake_by_ref();
@@ -262,4 +274,3 @@ impl<S: Duplex> Relay<'_, S> {
         Ok(())
     }
 }
-

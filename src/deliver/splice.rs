@@ -81,20 +81,27 @@ impl Future for Splice<'_> {
 
 impl Splice<'_> {
     fn poll_lanes(&mut self, cx: &mut Context<'_>) -> Result<(), (Side, io::Error)> {
-        let Self { near, far, meter, up, down, by } = self;
-        up.poll(cx, near, far, |count| meter.add_sent(count)).map_err(|(end, error)| match end {
-            Ends::From => (Side::Near, error),
-            Ends::To => (Side::Far, error),
-        })?;
+        let Self {
+            near,
+            far,
+            meter,
+            up,
+            down,
+            by,
+        } = self;
+        up.poll(cx, near, far, |count| meter.add_sent(count))
+            .map_err(|(end, error)| match end {
+                Ends::From => (Side::Near, error),
+                Ends::To => (Side::Far, error),
+            })?;
         if up.got_end {
             by.get_or_insert(Side::Near);
         }
-        down.poll(cx, far, near, |count| meter.add_received(count)).map_err(
-            |(end, error)| match end {
+        down.poll(cx, far, near, |count| meter.add_received(count))
+            .map_err(|(end, error)| match end {
                 Ends::From => (Side::Far, error),
                 Ends::To => (Side::Near, error),
-            },
-        )?;
+            })?;
         if down.got_end {
             by.get_or_insert(Side::Far);
         }
@@ -120,7 +127,11 @@ impl Lane {
                         count(written);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if to.poll_writable(cx).map_err(|error| (Ends::To, error))?.is_pending() {
+                        if to
+                            .poll_writable(cx)
+                            .map_err(|error| (Ends::To, error))?
+                            .is_pending()
+                        {
                             return Ok(());
                         }
                     }
@@ -134,7 +145,11 @@ impl Lane {
                 self.ended = true;
                 return Ok(());
             }
-            if from.poll_readable(cx).map_err(|error| (Ends::From, error))?.is_pending() {
+            if from
+                .poll_readable(cx)
+                .map_err(|error| (Ends::From, error))?
+                .is_pending()
+            {
                 return Ok(());
             }
             let (written, rest, end) = from.forward(cx, to)?;

@@ -30,6 +30,14 @@ impl Labels {
     pub fn pairs(&self) -> &[(Arc<str>, Arc<str>)] {
         self.0.as_deref().unwrap_or_default()
     }
+
+    /// Whether another clone of this set is held somewhere; the empty set always is.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|pairs| Arc::strong_count(pairs) > 1)
+    }
 }
 
 /// An equality selector (`matchLabels`): every pair must be among the labels.

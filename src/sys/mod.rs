@@ -4,5 +4,8 @@
 //! Nothing here decides anything. A function does one thing to the kernel and says what happened.
 #![allow(unsafe_code)]
 
+pub mod netlink;
 pub mod netns;
+pub mod route;
+pub mod sockdiag;
 pub mod socket;

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::libc;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 thread_local! {
     /// The namespace this thread belongs to, opened once.
@@ -57,6 +57,24 @@ impl Netns {
     /// `/proc` is not mounted.
     pub fn current() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Makes a namespace that nobody else knows: with nothing in it but `lo`, which is down. It
+    /// goes when the last clone of this goes.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn scratch() -> io::Result<Self> {
+        // A thread of its own, because the thread that unshares cannot come back by itself.
+        std::thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                Self::current()
+            });
+            made.join()
+                .unwrap_or_else(|_| Err(io::Error::other("thread panicked")))
+        })
     }
 
     /// The kernel's name for this namespace: never used twice while the system runs.

@@ -57,7 +57,9 @@ impl Tunnel {
     /// Whether one more stream may be opened.
     pub(crate) fn has_room(&self) -> bool {
         let mut requests = self.requests.borrow_mut();
-        let Some(sender) = requests.as_mut() else { return false };
+        let Some(sender) = requests.as_mut() else {
+            return false;
+        };
         let mut cx = Context::from_waker(std::task::Waker::noop());
         if let Poll::Ready(Err(_)) = sender.poll_ready(&mut cx) {
             // GOAWAY, or broken: what is open goes on, nothing new begins.
@@ -85,10 +87,16 @@ impl Tunnel {
     /// Queues a CONNECT. No I/O happens until the driver's turn.
     pub(crate) fn open(&self, request: Request<()>) -> Result<Opened, Error> {
         let requests = self.requests.borrow();
-        let sender = requests.as_ref().ok_or_else(|| self.end().unwrap_or(Error::Closed))?;
+        let sender = requests
+            .as_ref()
+            .ok_or_else(|| self.end().unwrap_or(Error::Closed))?;
         let opened = sender.clone().send_request(request, false);
         let (response, send) = opened.map_err(Error::of_stream)?;
-        Ok(Opened { response, send, place: self.load.place() })
+        Ok(Opened {
+            response,
+            send,
+            place: self.load.place(),
+        })
     }
 
     /// Opens nothing more; ends when its last stream does.
@@ -152,7 +160,9 @@ async fn handshake(
     limits: &Limits,
 ) -> Result<(Rc<Tunnel>, Driver), Error> {
     let tls = rustls::ClientConnection::new(config, tls::server_name()).map_err(Error::Tls)?;
-    let (socket, wire) = wire::handshake(tcp, tls.into()).await.map_err(Error::of_handshake)?;
+    let (socket, wire) = wire::handshake(tcp, tls.into())
+        .await
+        .map_err(Error::of_handshake)?;
     if !wire.speaks_h2() {
         return Err(Error::Tls(rustls::Error::NoApplicationProtocol));
     }
@@ -167,8 +177,12 @@ async fn handshake(
         most: limits.streams,
         retired: Cell::new(false),
     });
-    let driver =
-        Driver { connection: Box::new(connection), pace, tunnel: tunnel.clone(), idle: limits.idle };
+    let driver = Driver {
+        connection: Box::new(connection),
+        pace,
+        tunnel: tunnel.clone(),
+        idle: limits.idle,
+    };
     Ok((tunnel, driver))
 }
 
@@ -183,9 +197,7 @@ fn builder(limits: &Limits) -> h2::client::Builder {
         .initial_max_send_streams(STREAMS_ASSUMED)
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
         .max_send_buffer_size(CHUNK)
-        // The default budget kills the whole tunnel for 1-byte frames on one stalled stream; what
-        // such frames can make us hold is bounded by `stream`, which copies them together.
-        .data_frame_budget(usize::MAX / 2);
+        .data_frame_budget(window::SMALL_FRAMES);
     builder
 }
 
@@ -211,7 +223,9 @@ impl Future for Driver {
             return this.end(cx, end);
         }
         let connection = &mut this.connection;
-        let finished = this.pace.finish(cx, |size| connection.set_initial_window_size(size));
+        let finished = this
+            .pace
+            .finish(cx, |size| connection.set_initial_window_size(size));
         if let Poll::Ready(error) = finished {
             return this.end(cx, error);
         }

@@ -189,11 +189,17 @@ fn parse_authority(text: &str) -> Result<SocketAddr, HeadError> {
     let bad = || HeadError::Authority(text.to_owned());
     let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
     let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-    let port = if digits { port.parse::<u16>().map_err(|_| bad())? } else { return Err(bad()) };
+    let port = if digits {
+        port.parse::<u16>().map_err(|_| bad())?
+    } else {
+        return Err(bad());
+    };
     if port == 0 {
         return Err(bad());
     }
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
     let ip = match bracketed {
         Some(host) => host.parse().map(IpAddr::V6).map_err(|_| bad())?,
         None if host.contains(':') => return Err(bad()),
@@ -221,11 +227,15 @@ fn read_forwarded(value: &[u8]) -> (Option<SocketAddr>, Option<String>) {
     if value.len() > DESCRIPTION_LIMIT {
         return (None, None);
     }
-    let Ok(text) = std::str::from_utf8(value) else { return (None, None) };
+    let Ok(text) = std::str::from_utf8(value) else {
+        return (None, None);
+    };
     let first = text.split(',').next().unwrap_or("");
     let (mut source, mut host) = (None, None);
     for pair in first.split(';') {
-        let Some((name, value)) = pair.split_once('=') else { continue };
+        let Some((name, value)) = pair.split_once('=') else {
+            continue;
+        };
         let value = value.trim().trim_matches('"');
         match name.trim() {
             name if name.eq_ignore_ascii_case("for") => source = value.parse().ok().map(canonical),
@@ -256,7 +266,9 @@ fn join<'a>(mut lines: impl Iterator<Item = &'a HeaderValue>) -> Option<HeaderVa
         joined.extend_from_slice(line.as_bytes());
         (joined.len() <= DESCRIPTION_LIMIT).then_some(joined)
     })?;
-    HeaderValue::from_bytes(&joined).ok().filter(|value| value.len() <= DESCRIPTION_LIMIT)
+    HeaderValue::from_bytes(&joined)
+        .ok()
+        .filter(|value| value.len() <= DESCRIPTION_LIMIT)
 }
 
 /// What this side answers to a CONNECT request.
@@ -351,8 +363,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let head = ConnectHead::new("[fd00::2]:5432".parse().unwrap())
-            .forwarded("10.0.0.1:4711".parse().unwrap(), Some("db.shop.svc.cluster.local".into()))
-            .with_baggage(HeaderValue::from_static("k8s.namespace.name=shop,service.name=web"))
+            .forwarded(
+                "10.0.0.1:4711".parse().unwrap(),
+                Some("db.shop.svc.cluster.local".into()),
+            )
+            .with_baggage(HeaderValue::from_static(
+                "k8s.namespace.name=shop,service.name=web",
+            ))
             .with_traceparent(HeaderValue::from_static(
                 "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             ));
@@ -368,13 +385,28 @@ mod tests {
     fn descriptions_are_read_leniently() {
         let read = |value: &str| read_forwarded(value.as_bytes());
         let source = Some("10.0.0.1:1".parse().unwrap());
-        assert_eq!(read("for=\"10.0.0.1:1\";host=\"a.b\""), (source, Some("a.b".into())));
-        assert_eq!(read(" Host=a.b ; For=10.0.0.1:1 , for=x"), (source, Some("a.b".into())));
+        assert_eq!(
+            read("for=\"10.0.0.1:1\";host=\"a.b\""),
+            (source, Some("a.b".into()))
+        );
+        assert_eq!(
+            read(" Host=a.b ; For=10.0.0.1:1 , for=x"),
+            (source, Some("a.b".into()))
+        );
         assert_eq!(read("for=_hidden;proto=h2"), (None, None));
         assert_eq!(read("host=ä"), (None, None));
-        let lines = [HeaderValue::from_static("a=1"), HeaderValue::from_static("b=2")];
-        assert_eq!(join(lines.iter()), Some(HeaderValue::from_static("a=1,b=2")));
-        for short in ["00-", "00-0000000000000000000000000000000000000000000000000000"] {
+        let lines = [
+            HeaderValue::from_static("a=1"),
+            HeaderValue::from_static("b=2"),
+        ];
+        assert_eq!(
+            join(lines.iter()),
+            Some(HeaderValue::from_static("a=1,b=2"))
+        );
+        for short in [
+            "00-",
+            "00-0000000000000000000000000000000000000000000000000000",
+        ] {
             assert!(!is_traceparent(short.as_bytes()), "{short}");
         }
     }

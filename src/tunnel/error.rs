@@ -93,7 +93,10 @@ impl Error {
 
     /// A failed handshake's error: TLS's own, where there is one inside.
     pub(crate) fn of_handshake(error: io::Error) -> Self {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
             Some(tls) => Self::Tls(tls.clone()),
             None => Self::Lost(error.kind()),
         }
@@ -102,6 +105,9 @@ impl Error {
 
 impl From<Error> for Broken {
     fn from(error: Error) -> Self {
-        Self { reason: error.reason(), cause: Arc::new(error) }
+        Self {
+            reason: error.reason(),
+            cause: Arc::new(error),
+        }
     }
 }

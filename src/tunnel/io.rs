@@ -148,7 +148,11 @@ impl Wire {
     /// The certificates that the peer has proven to hold, leaf first.
     pub(crate) fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
         let session = self.0.session.borrow();
-        session.tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default()
+        session
+            .tls
+            .peer_certificates()
+            .map(<[_]>::to_vec)
+            .unwrap_or_default()
     }
 
     /// Whether both sides agreed on HTTP/2 by ALPN.
@@ -225,7 +229,9 @@ impl Session {
 
     /// Feeds TLS with what was received.
     fn decrypt(&mut self) -> io::Result<()> {
-        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+        let Some(ahead) = &mut self.ahead else {
+            return Ok(());
+        };
         let mut rest = &ahead.buffer[ahead.start..ahead.end];
         let before = rest.len();
         let read = self.tls.read_tls(&mut rest);
@@ -272,7 +278,11 @@ impl Session {
         } else {
             self.received += end as u64;
             self.last_received = Instant::now();
-            self.ahead = Some(Ahead { buffer, start: 0, end });
+            self.ahead = Some(Ahead {
+                buffer,
+                start: 0,
+                end,
+            });
         }
         Poll::Ready(Ok(end))
     }
@@ -290,14 +300,22 @@ impl Session {
         }
         let last = bufs.iter().rposition(|buf| !buf.is_empty()).unwrap_or(0);
         let over = (self.tail.len() + total) % RECORD;
-        let keep = if over <= REMNANT && over < bufs[last].len() { over } else { 0 };
+        let keep = if over <= REMNANT && over < bufs[last].len() {
+            over
+        } else {
+            0
+        };
         let (whole, kept) = bufs[last].split_at(bufs[last].len() - keep);
         let tail = std::mem::take(&mut self.tail);
         let mut slices = SmallVec::<[IoSlice<'_>; 8]>::new();
         slices.push(IoSlice::new(&tail));
         slices.extend(bufs[..last].iter().map(|buf| IoSlice::new(buf)));
         slices.push(IoSlice::new(whole));
-        self.tls.writer().write_vectored(&slices)?;
+        let expected = tail.len() + total - keep;
+        if self.tls.writer().write_vectored(&slices)? != expected {
+            // rustls takes all as long as its buffer has no limit, and it has none.
+            return Err(io::ErrorKind::WriteZero.into());
+        }
         self.tail.extend_from_slice(kept);
         Ok(total)
     }
@@ -309,7 +327,10 @@ impl Session {
             self.tls.writer().write_all(&tail)?;
         }
         while self.tls.wants_write() {
-            let mut writer = Writer { tcp: &mut self.tcp, cx };
+            let mut writer = Writer {
+                tcp: &mut self.tcp,
+                cx,
+            };
             match self.tls.write_tls(&mut writer) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => self.backlog = self.backlog.saturating_sub(count),
@@ -373,10 +394,12 @@ impl AsyncWrite for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut session = self.0.session.borrow_mut();
-        if session.backlog >= HIGH && session.poll_drain(cx)?.is_pending() && session.backlog >= HIGH
-        {
-            self.0.starved.set(true);
-            return Poll::Pending;
+        if session.backlog >= HIGH {
+            let _ = session.poll_drain(cx)?;
+            if session.backlog >= HIGH {
+                self.0.starved.set(true);
+                return Poll::Pending;
+            }
         }
         Poll::Ready(session.seal(bufs))
     }

@@ -30,7 +30,11 @@ pub(crate) enum Beat {
 impl Liveness {
     /// Asks after `quiet` without a byte, gives up after `dead` without one.
     pub(crate) fn new(quiet: Duration, dead: Duration) -> Self {
-        Self { quiet, dead: dead.max(quiet), asked: None }
+        Self {
+            quiet,
+            dead: dead.max(quiet),
+            asked: None,
+        }
     }
 
     /// Decides, given when the last byte came.
@@ -61,7 +65,12 @@ mod tests {
         let at = |second| start + Duration::from_secs(second);
         let mut liveness = Liveness::new(Duration::from_secs(10), Duration::from_secs(20));
         for (second, expect) in expect {
-            let last = received.iter().rev().find(|r| *r <= second).copied().unwrap_or(0);
+            let last = received
+                .iter()
+                .rev()
+                .find(|r| *r <= second)
+                .copied()
+                .unwrap_or(0);
             let did = match liveness.beat(at(*second), at(last)) {
                 Beat::Wait(until) => format!("wait {}", (until - start).as_secs()),
                 Beat::Ask(until) => format!("ask {}", (until - start).as_secs()),
@@ -73,7 +82,10 @@ mod tests {
 
     #[test]
     fn traffic_needs_no_ping() {
-        check(&[0, 5, 12, 21], &[(5, "wait 15"), (15, "wait 22"), (22, "wait 31")]);
+        check(
+            &[0, 5, 12, 21],
+            &[(5, "wait 15"), (15, "wait 22"), (22, "wait 31")],
+        );
     }
 
     #[test]
@@ -83,7 +95,15 @@ mod tests {
 
     #[test]
     fn an_answer_saves_it() {
-        check(&[0, 11], &[(10, "ask 20"), (20, "wait 21"), (21, "ask 31"), (31, "dead")]);
+        check(
+            &[0, 11],
+            &[
+                (10, "ask 20"),
+                (20, "wait 21"),
+                (21, "ask 31"),
+                (31, "dead"),
+            ],
+        );
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl Pace {
             return Poll::Ready(self.lost(error.kind()));
         }
         if asks {
-            // The PING waits in the connection, which has to be polled once more to send it.
+            // It waits in the connection, which has to be polled once more to send it.
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -160,7 +160,7 @@ impl Pace {
         }
     }
 
-    /// Learns what a round trip brings, while much arrives.
+    /// Learns what a round trip brings, while much arrives. Whether there is something to send.
     fn measure(
         &mut self,
         cx: &mut Context<'_>,
@@ -178,6 +178,7 @@ impl Pace {
             {
                 // Refused while an earlier change is unanswered: then the next look tries again.
                 self.window.set(size);
+                return true;
             }
             return false;
         }
@@ -187,7 +188,7 @@ impl Pace {
         false
     }
 
-    /// Asks a silent peer, and gives up a dead one.
+    /// Asks a silent peer, and gives up a dead one. Whether there is something to send.
     fn beat(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut asks = false;
         while self.timer.as_mut().poll(cx).is_ready() {

@@ -95,7 +95,10 @@ impl Pool {
     /// An empty pool.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self(Rc::new(Inner { limits, slots: RefCell::default() }))
+        Self(Rc::new(Inner {
+            limits,
+            slots: RefCell::default(),
+        }))
     }
 
     /// Opens a stream to `to` through the tunnel port `via`, as the permit's flow allows. Returns
@@ -114,7 +117,12 @@ impl Pool {
         via: TunnelAddr,
         head: &ConnectHead,
     ) -> Result<Stream, Error> {
-        let workload = permit.flow().destination.workload.as_ref().ok_or(Error::NoDestination)?;
+        let workload = permit
+            .flow()
+            .destination
+            .workload
+            .as_ref()
+            .ok_or(Error::NoDestination)?;
         if head.authority() != Ok(to.get()) {
             return Err(Error::NoDestination);
         }
@@ -126,7 +134,12 @@ impl Pool {
             via,
             peer: workload.identity.clone(),
         };
-        let way = Way { pool: self.clone(), key, origin: origin.clone(), head: head.clone() };
+        let way = Way {
+            pool: self.clone(),
+            key,
+            origin: origin.clone(),
+            head: head.clone(),
+        };
         let opened = way.open(None).await?;
         Ok(Stream::opening(opened, way))
     }
@@ -147,7 +160,9 @@ impl Pool {
     pub fn load(&self) -> (usize, usize) {
         let slots = self.0.slots.borrow();
         let tunnels = slots.values().flat_map(|slot| &slot.tunnels);
-        tunnels.fold((0, 0), |(count, streams), (tunnel, _)| (count + 1, streams + tunnel.streams()))
+        tunnels.fold((0, 0), |(count, streams), (tunnel, _)| {
+            (count + 1, streams + tunnel.streams())
+        })
     }
 
     /// The handshake under way for a key, begun now if there is none.
@@ -169,13 +184,17 @@ impl Pool {
         let tunnels = slots.get(key).map_or(&[][..], |slot| &slot.tunnels);
         let avoided = |tunnel: &Tunnel| avoid.is_some_and(|place| tunnel.carries(place));
         let mut tunnels = tunnels.iter().map(|(tunnel, _)| tunnel);
-        tunnels.find(|tunnel| tunnel.has_room() && !avoided(tunnel)).cloned()
+        tunnels
+            .find(|tunnel| tunnel.has_room() && !avoided(tunnel))
+            .cloned()
     }
 
     /// Puts a tunnel where opens find it.
     fn admit(&self, key: &Key, tunnel: &Rc<Tunnel>) {
         let mut slots = self.0.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(key) else { return };
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
         if let Some((_, task)) = slot.attempt.take() {
             slot.tunnels.push((tunnel.clone(), task));
         }
@@ -184,11 +203,16 @@ impl Pool {
     /// Forgets a tunnel that has ended, or an attempt that failed.
     fn forget(&self, key: &Key, ended: Option<&Rc<Tunnel>>) {
         let mut slots = self.0.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(key) else { return };
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
         match ended {
             None => drop(slot.attempt.take().map(|(_, task)| task.detach())),
             Some(ended) => {
-                let at = slot.tunnels.iter().position(|(tunnel, _)| Rc::ptr_eq(tunnel, ended));
+                let at = slot
+                    .tunnels
+                    .iter()
+                    .position(|(tunnel, _)| Rc::ptr_eq(tunnel, ended));
                 if let Some(at) = at {
                     slot.tunnels.swap_remove(at).1.detach();
                 }

@@ -79,9 +79,10 @@ async fn handshake(
 ) -> Result<Incoming, Error> {
     watch(SockRef::from(&tcp), limits).map_err(|error| Error::Socket(Arc::new(error)))?;
     let tls = rustls::ServerConnection::new(config).map_err(Error::Tls)?;
-    let (socket, wire) = wire::handshake(tcp, tls.into()).await.map_err(Error::of_handshake)?;
-    let peer = tls::peer_identity(&wire.peer_certificates())
-        .map_err(Error::Peer)?;
+    let (socket, wire) = wire::handshake(tcp, tls.into())
+        .await
+        .map_err(Error::of_handshake)?;
+    let peer = tls::peer_identity(&wire.peer_certificates()).map_err(Error::Peer)?;
     if !wire.speaks_h2() {
         return Err(Error::Tls(rustls::Error::NoApplicationProtocol));
     }
@@ -89,7 +90,13 @@ async fn handshake(
     let ping = connection.ping_pong().expect("asked for once");
     let load = Load::new();
     let pace = Pace::new(wire, load.clone(), ping, limits);
-    Ok(Incoming { connection, pace, load, peer, draining: false })
+    Ok(Incoming {
+        connection,
+        pace,
+        load,
+        peer,
+        draining: false,
+    })
 }
 
 /// The HTTP/2 preface; what h2 writes leaves only when the wire is flushed.
@@ -121,8 +128,7 @@ fn builder(limits: &Limits) -> h2::server::Builder {
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
         .max_pending_accept_reset_streams(RESETS_PENDING)
         .max_send_buffer_size(CHUNK)
-        // As on the client's side: small frames cost us bounded memory, not the tunnel.
-        .data_frame_budget(usize::MAX / 2);
+        .data_frame_budget(window::SMALL_FRAMES);
     builder
 }
 
@@ -164,13 +170,23 @@ impl Incoming {
         if let Poll::Ready(Some(Ok((request, respond)))) = accepted {
             // The caller comes back for more, and the flush with it.
             let head = ConnectHead::read(&request);
-            let open = Open { body: request.into_body(), respond, place: self.load.place() };
-            return Poll::Ready(Some(Ok(Request { head, open: Some(open) })));
+            let open = Open {
+                body: request.into_body(),
+                respond,
+                place: self.load.place(),
+            };
+            return Poll::Ready(Some(Ok(Request {
+                head,
+                open: Some(open),
+            })));
         }
-        let lost = self.pace.finish(cx, |size| connection.set_initial_window_size(size));
+        let lost = self
+            .pace
+            .finish(cx, |size| connection.set_initial_window_size(size));
         match (accepted, lost) {
             (Poll::Ready(None), _) => {
-                self.load.ended(Error::Lost(io::ErrorKind::ConnectionAborted));
+                self.load
+                    .ended(Error::Lost(io::ErrorKind::ConnectionAborted));
                 Poll::Ready(None)
             }
             (Poll::Ready(Some(Err(error))), _) => {
@@ -207,7 +223,12 @@ impl Request {
     ///
     /// The stream was reset or the tunnel lost meanwhile.
     pub fn accept(mut self) -> Result<Stream, Error> {
-        let Some(Open { body, mut respond, place }) = self.open.take() else {
+        let Some(Open {
+            body,
+            mut respond,
+            place,
+        }) = self.open.take()
+        else {
             return Err(Error::Closed);
         };
         let sent = respond.send_response(response(StatusCode::OK), false);

@@ -62,6 +62,9 @@ enum Phase {
     Failed(Error),
 }
 
+/// The way to another tunnel.
+type Again = Pin<Box<dyn Future<Output = Result<Opened, Error>>>>;
+
 struct Opening {
     response: ResponseFuture,
     /// What was sent, to be sent again on another tunnel.
@@ -69,14 +72,18 @@ struct Opening {
     sent: usize,
     /// Taken by the one retry.
     way: Option<Way>,
-    again: Option<Pin<Box<dyn Future<Output = Result<Opened, Error>>>>>,
+    again: Option<Again>,
     patience: Duration,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl Stream {
     pub(crate) fn opening(opened: Opened, way: Way) -> Self {
-        let Opened { response, send, place } = opened;
+        let Opened {
+            response,
+            send,
+            place,
+        } = opened;
         let patience = way.limits().answer;
         let opening = Opening {
             response,
@@ -95,7 +102,14 @@ impl Stream {
     }
 
     fn new(send: SendStream<Bytes>, phase: Phase, place: Place) -> Self {
-        Self { send, phase, inbox: Inbox::default(), place, sent_end: false, got_end: false }
+        Self {
+            send,
+            phase,
+            inbox: Inbox::default(),
+            place,
+            sent_end: false,
+            got_end: false,
+        }
     }
 
     /// The peer's answer to CONNECT. A relay need not wait for it.
@@ -150,7 +164,9 @@ impl Stream {
 
     /// Sends on another tunnel what was sent on the one that turned the stream away.
     fn begin_again(&mut self, opened: Opened) {
-        let Phase::Opening(opening) = &mut self.phase else { return };
+        let Phase::Opening(opening) = &mut self.phase else {
+            return;
+        };
         opening.again = None;
         opening.response = opened.response;
         self.send = opened.send;
@@ -158,7 +174,9 @@ impl Stream {
         let last = opening.kept.len();
         for (at, bytes) in opening.kept.iter().enumerate() {
             // What goes wrong here is told by the response, too.
-            let _ = self.send.send_data(bytes.clone(), self.sent_end && at + 1 == last);
+            let _ = self
+                .send
+                .send_data(bytes.clone(), self.sent_end && at + 1 == last);
         }
         if last == 0 && self.sent_end {
             let _ = self.send.send_data(Bytes::new(), true);
@@ -178,7 +196,9 @@ impl Stream {
         }
         let mut news = false;
         loop {
-            let Phase::Open(body) = &mut self.phase else { return Poll::Pending };
+            let Phase::Open(body) = &mut self.phase else {
+                return Poll::Pending;
+            };
             match body.poll_data(cx) {
                 Poll::Ready(Some(Ok(bytes))) if bytes.is_empty() => {}
                 Poll::Ready(Some(Ok(bytes))) => {
@@ -344,7 +364,8 @@ impl Inbox {
 
     fn seal(&mut self) {
         if !self.small.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.small).freeze());
+            self.pieces
+                .push_back(std::mem::take(&mut self.small).freeze());
         }
     }
 
@@ -404,6 +425,10 @@ mod tests {
             inbox.consume(take);
         }
         assert_eq!(got, expect);
-        assert_eq!(inbox.pieces.capacity(), 0, "nothing is held when nothing waits");
+        assert_eq!(
+            inbox.pieces.capacity(),
+            0,
+            "nothing is held when nothing waits"
+        );
     }
 }

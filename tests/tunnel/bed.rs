@@ -56,7 +56,10 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
 }
 
 pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind(loopback(0)).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(loopback(0)).unwrap();
+    // Room for a thousand at once: what overflows is reset, and would not be our doing.
+    let listener = socket.listen(4096).unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
@@ -78,6 +81,32 @@ impl Trust {
     pub(crate) async fn issue(&self, account: &str) -> Arc<Certificate> {
         Arc::new(self.ca.issue(&identity(account)).await.unwrap())
     }
+}
+
+/// A certificate of an authority of its own, that trusts the authority of `real` as well.
+pub(crate) fn stranger(real: &Certificate) -> Certificate {
+    let uri = real.identity().to_string().try_into().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "stranger");
+    let root = params.self_signed(&key).unwrap().der().clone();
+    let issuer = rcgen::Issuer::new(params, key);
+    let request = adit::pki::Request::new(real.identity()).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+    params.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let leaf = params.signed_by(request.public_key(), &issuer).unwrap();
+    let roots = [vec![root], real.roots().to_vec()].concat();
+    let now = std::time::SystemTime::now();
+    request
+        .complete(vec![leaf.der().clone()], roots, now)
+        .unwrap()
 }
 
 pub(crate) fn identity(account: &str) -> Identity {

@@ -10,4 +10,5 @@ mod failures;
 mod load;
 mod peer;
 mod pooling;
+mod speed;
 mod splicing;

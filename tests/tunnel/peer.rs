@@ -23,7 +23,7 @@ pub(crate) async fn accept(listener: &TcpListener, certificate: &Arc<Certificate
     let (tcp, _) = listener.accept().await.unwrap();
     let acceptor = TlsAcceptor::from(tls::server_config(certificate));
     let stream = acceptor.accept(tcp).await.unwrap();
-    let mut builder = h2::server::Builder::new();
+    let builder = h2::server::Builder::new();
     builder.handshake(stream).await.unwrap()
 }
 

@@ -1,0 +1,218 @@
+//! The command line: what can be asked for, and who does it.
+//!
+//! `adit node` is a daemon; every other subcommand is a person's question. Clap refuses what is
+//! not understood, with the nearest word that is; exit status 2 says that the question was wrong,
+//! 1 that the answer is no or could not be had.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::NodeArgs;
+use crate::inspect::{self, Output, Page, Target};
+use crate::node;
+
+/// Exit status for a question that makes no sense, as clap has it.
+const USAGE: u8 = 2;
+
+/// Carries pods' TCP traffic through mutually authenticated tunnels, one daemon per node.
+#[derive(Debug, Parser)]
+#[command(
+    name = "adit",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon of this node
+    Node(Box<NodeArgs>),
+    /// Show a node on one screen
+    Status(Ask),
+    /// List the pods that a node knows, of the whole cluster
+    Workloads(AskNamespace),
+    /// List the services that a node knows, with their endpoints
+    Services(AskNamespace),
+    /// List the policies, as a node understands them
+    Policies(AskNamespace),
+    /// List the pods of a node that belong to the mesh: enrolled, pending, failed, draining
+    Pods(AskNamespace),
+    /// List the certificates of a node
+    Certificates(Ask),
+    /// List the connections alive on a node
+    Connections(Ask),
+    /// Tell what policy says to a connection, and which rule says it
+    Explain(Explain),
+    /// Print the version
+    Version,
+}
+
+/// How to reach a node, and how to print.
+#[derive(Debug, Args)]
+struct Ask {
+    /// Admin server of the node: unix:PATH or http://ADDRESS:PORT
+    /// [default: admin.sock in the run directory]
+    #[arg(long, env = "ADIT_ADMIN", value_name = "WHERE", value_parser = Target::parse, hide_env_values = true)]
+    admin: Option<Target>,
+
+    /// Run directory of the node
+    #[arg(
+        long,
+        env = "ADIT_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/adit",
+        hide_env_values = true
+    )]
+    run_dir: PathBuf,
+
+    /// Form of the answer
+    #[arg(
+        short,
+        long,
+        default_value = "table",
+        value_parser = PossibleValuesParser::new(["table", "json"]).map(output)
+    )]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct AskNamespace {
+    #[command(flatten)]
+    ask: Ask,
+
+    /// Only those of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Explain {
+    /// The pod that connects: NAMESPACE/POD
+    #[arg(value_name = "SRC")]
+    from: String,
+
+    /// What it connects to: NAMESPACE/POD:PORT, NAME.NAMESPACE:PORT of a service, or ADDRESS:PORT
+    #[arg(value_name = "DST:PORT")]
+    to: String,
+
+    #[command(flatten)]
+    ask: Ask,
+}
+
+fn output(word: String) -> Output {
+    match word.as_str() {
+        "json" => Output::Json,
+        _ => Output::Table,
+    }
+}
+
+/// Does what the arguments ask for.
+///
+/// # Errors
+///
+/// Why it could not be done. What is wrong with the arguments themselves is told at once, and the
+/// exit status says so.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli.command.run(),
+        Err(error) => {
+            // Help and version come this way too, with exit status 0.
+            let _ = error.print();
+            Ok(u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from))
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let page = match self {
+            Self::Node(args) => return run_node(*args),
+            Self::Explain(args) => return args.run(),
+            Self::Version => {
+                writeln!(io::stdout(), "adit {}", env!("CARGO_PKG_VERSION"))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Self::Status(ask) => (Page::Status, ask.anywhere()),
+            Self::Certificates(ask) => (Page::Certificates, ask.anywhere()),
+            Self::Connections(ask) => (Page::Connections, ask.anywhere()),
+            Self::Workloads(ask) => (Page::Workloads, ask),
+            Self::Services(ask) => (Page::Services, ask),
+            Self::Policies(ask) => (Page::Policies, ask),
+            Self::Pods(ask) => (Page::Pods, ask),
+        };
+        let (page, AskNamespace { ask, namespace }) = page;
+        let (node, output) = (ask.target(), ask.output);
+        printed(|to| inspect::show(page, namespace.as_deref(), &node, output, to))
+    }
+}
+
+fn run_node(args: NodeArgs) -> anyhow::Result<ExitCode> {
+    match args.check() {
+        Ok(config) => {
+            node::run(config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            writeln!(io::stderr(), "adit: {:#}", anyhow::Error::from(error))?;
+            Ok(ExitCode::from(USAGE))
+        }
+    }
+}
+
+impl Ask {
+    fn target(&self) -> Target {
+        let default = || Target::in_run_dir(&self.run_dir);
+        self.admin.clone().unwrap_or_else(default)
+    }
+
+    fn anywhere(self) -> AskNamespace {
+        AskNamespace {
+            ask: self,
+            namespace: None,
+        }
+    }
+}
+
+impl Explain {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let node = self.ask.target();
+        printed(|to| {
+            let answer = inspect::explain(&self.from, &self.to, &node)?;
+            inspect::print_json(&answer, to).map_err(inspect::Error::Print)
+        })
+    }
+}
+
+/// Prints an answer. A reader that has seen enough (`| head`) is no failure.
+fn printed(
+    print: impl FnOnce(&mut dyn Write) -> Result<(), inspect::Error>,
+) -> anyhow::Result<ExitCode> {
+    let mut to = io::BufWriter::new(io::stdout().lock());
+    let done = print(&mut to).and_then(|()| Ok(to.flush()?));
+    match done {
+        Err(inspect::Error::Print(cause)) if cause.kind() == io::ErrorKind::BrokenPipe => {}
+        done => done?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

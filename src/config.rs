@@ -1,0 +1,513 @@
+//! Flags and environment, from what was typed to what is checked.
+//!
+//! The only reader of the environment. [`NodeArgs`] is what clap has read: every single value is
+//! already parsed, or refused with the form that would do. [`NodeArgs::check`] answers for the
+//! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
+//! is a [`Config`], in which nothing is in doubt.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use crate::mesh::TrustDomain;
+use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
+use crate::telemetry::log::{Filter, Format};
+
+/// The label that enrols unless others are added.
+const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
+/// Most workers that are chosen without being asked for.
+const WORKERS: usize = 8;
+/// The shortest certificate that can be renewed in time.
+const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(10);
+
+/// Why flags that are each well-formed do not make a daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing names the node.
+    #[error("no node name: give --node NAME, or set NODE_NAME (in a pod: from spec.nodeName)")]
+    NoNode,
+    /// Nothing to read objects from.
+    #[error("no source: give --source FILE or --source DIR, once or more often")]
+    NoSource,
+    /// A source is not there or not readable.
+    #[error("cannot read --source {path:?}")]
+    Source {
+        /// What was given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The watch of the Kubernetes API.
+    #[error("--source kube comes with the Kubernetes watch: give files or directories")]
+    Kube,
+    /// Nobody to sign certificates.
+    #[error("no certificate authority: give --ca dir:PATH (the first daemon makes it)")]
+    NoCa,
+    /// Certificates would end before they could be renewed.
+    #[error("--cert-validity {0:?} is too short: give 10s or more")]
+    CertValidity(Duration),
+}
+
+/// The flags of `adit node`, each with its twin in the environment.
+#[derive(Clone, Debug, Args)]
+pub struct NodeArgs {
+    /// Name of this node, as in pods' spec.nodeName [also: NODE_NAME]
+    #[arg(long, env = "ADIT_NODE", value_name = "NAME", hide_env_values = true)]
+    pub node: Option<String>,
+
+    /// File or directory of Kubernetes objects, YAML or JSON; may be repeated
+    #[arg(
+        long,
+        env = "ADIT_SOURCE",
+        value_name = "FILE|DIR",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub source: Vec<PathBuf>,
+
+    /// Certificate authority: a directory that all nodes share, made by the first that needs it
+    #[arg(
+        long,
+        env = "ADIT_CA",
+        value_name = "dir:PATH",
+        value_parser = ca,
+        hide_env_values = true
+    )]
+    pub ca: Option<CaSpec>,
+
+    /// How objects are understood.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+
+    /// Worker threads [default: the processors this process may use, at most 8]
+    #[arg(
+        long,
+        env = "ADIT_WORKERS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=256),
+        hide_env_values = true
+    )]
+    pub workers: Option<u16>,
+
+    /// Way between two pods of this node: across their own links, or through a tunnel
+    #[arg(
+        long,
+        env = "ADIT_SAME_NODE",
+        default_value = "direct",
+        value_parser = PossibleValuesParser::new(["direct", "hbone"]).map(same_node),
+        hide_env_values = true
+    )]
+    pub same_node: SameNode,
+
+    /// What becomes of connections older than their pod's enrolment
+    #[arg(
+        long,
+        env = "ADIT_EXISTING",
+        default_value = "keep",
+        value_parser = PossibleValuesParser::new(["keep", "reset"]).map(existing),
+        hide_env_values = true
+    )]
+    pub existing: Existing,
+
+    /// Directory of the daemon's sockets
+    #[arg(
+        long,
+        env = "ADIT_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/adit",
+        hide_env_values = true
+    )]
+    pub run_dir: PathBuf,
+
+    /// Address of the admin server, beside the socket admin.sock in the run directory
+    #[arg(
+        long,
+        env = "ADIT_ADMIN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:15000",
+        value_parser = address,
+        hide_env_values = true
+    )]
+    pub admin: SocketAddr,
+
+    /// Address of metrics
+    #[arg(
+        long,
+        env = "ADIT_METRICS",
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:15020",
+        value_parser = address,
+        hide_env_values = true
+    )]
+    pub metrics: SocketAddr,
+
+    /// Address of readiness
+    #[arg(
+        long,
+        env = "ADIT_READY",
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:15021",
+        value_parser = address,
+        hide_env_values = true
+    )]
+    pub ready: SocketAddr,
+
+    /// How long live connections may go on after SIGTERM
+    #[arg(
+        long,
+        env = "ADIT_DRAIN",
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = duration,
+        hide_env_values = true
+    )]
+    pub drain: Duration,
+
+    /// How long a certificate is valid; it is renewed at half of it
+    #[arg(
+        long,
+        env = "ADIT_CERT_VALIDITY",
+        value_name = "DURATION",
+        default_value = "24h",
+        value_parser = duration,
+        hide_env_values = true
+    )]
+    pub cert_validity: Duration,
+
+    /// Log filter: LEVEL or TARGET=LEVEL, separated by commas
+    #[arg(
+        long,
+        env = "ADIT_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        value_parser = Filter::parse,
+        hide_env_values = true
+    )]
+    pub log: Filter,
+
+    /// How log lines look
+    #[arg(
+        long,
+        env = "ADIT_LOG_FORMAT",
+        default_value = "text",
+        value_parser = PossibleValuesParser::new(["text", "json"]).map(log_format),
+        hide_env_values = true
+    )]
+    pub log_format: Format,
+}
+
+/// The flags by which objects are understood, for a daemon and for answers without one.
+#[derive(Clone, Debug, Args)]
+pub struct MeshArgs {
+    /// Trust domain of all identities
+    #[arg(
+        long,
+        env = "ADIT_TRUST_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "cluster.local",
+        value_parser = TrustDomain::parse,
+        hide_env_values = true
+    )]
+    pub trust_domain: TrustDomain,
+
+    /// DNS suffix of the cluster's services
+    #[arg(
+        long,
+        env = "ADIT_CLUSTER_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "cluster.local",
+        value_parser = dns_name,
+        hide_env_values = true
+    )]
+    pub cluster_domain: String,
+
+    /// Namespace whose policies bind the whole mesh
+    #[arg(
+        long,
+        env = "ADIT_ROOT_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "adit-system",
+        value_parser = namespace,
+        hide_env_values = true
+    )]
+    pub root_namespace: String,
+
+    /// A further label of namespace or pod that enrols, beside adit.mesh/mode=ambient
+    #[arg(
+        long,
+        env = "ADIT_ENROL_LABEL",
+        value_name = "KEY=VALUE",
+        value_delimiter = ',',
+        value_parser = label,
+        hide_env_values = true
+    )]
+    pub enrol_label: Vec<(String, String)>,
+
+    /// Namespace that is never enrolled; may be repeated
+    #[arg(
+        long,
+        env = "ADIT_EXCLUDE_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "kube-system",
+        value_delimiter = ',',
+        value_parser = namespace,
+        hide_env_values = true
+    )]
+    pub exclude_namespace: Vec<String>,
+}
+
+impl MeshArgs {
+    /// The labels that enrol: the one that always does, and those given.
+    #[must_use]
+    pub fn enrol_labels(&self) -> Vec<(String, String)> {
+        let (key, value) = ENROL_LABEL;
+        let mut labels = vec![(key.to_owned(), value.to_owned())];
+        for label in &self.enrol_label {
+            if !labels.contains(label) {
+                labels.push(label.clone());
+            }
+        }
+        labels
+    }
+}
+
+impl NodeArgs {
+    /// Completes and checks the flags as a whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], each naming what to give.
+    pub fn check(self) -> Result<Config, Error> {
+        #[expect(clippy::disallowed_methods, reason = "this file reads the environment")]
+        let injected = std::env::var("NODE_NAME").ok();
+        let node = self.node.or(injected).filter(|name| !name.is_empty());
+        if self.cert_validity < SHORTEST_CERTIFICATE {
+            return Err(Error::CertValidity(self.cert_validity));
+        }
+        Ok(Config {
+            node: node.ok_or(Error::NoNode)?,
+            source: Source::Files(sources(self.source)?),
+            ca: self.ca.ok_or(Error::NoCa)?,
+            enrol_labels: self.mesh.enrol_labels(),
+            trust_domain: self.mesh.trust_domain,
+            cluster_domain: self.mesh.cluster_domain,
+            root_namespace: self.mesh.root_namespace,
+            excluded_namespaces: self.mesh.exclude_namespace,
+            workers: self.workers.map_or_else(workers, usize::from),
+            same_node: self.same_node,
+            existing: self.existing,
+            run_dir: self.run_dir,
+            admin: self.admin,
+            metrics: self.metrics,
+            ready: self.ready,
+            drain: self.drain,
+            cert_validity: self.cert_validity,
+            log_filter: self.log,
+            log_format: self.log_format,
+        })
+    }
+}
+
+/// Checks that sources are there: later a file may break or go, but a typo is told at the start.
+///
+/// # Errors
+///
+/// [`Error::NoSource`], [`Error::Kube`], [`Error::Source`].
+pub fn sources(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    if paths.is_empty() {
+        return Err(Error::NoSource);
+    }
+    for path in &paths {
+        let readable = if path.is_dir() {
+            std::fs::read_dir(path).map(drop)
+        } else {
+            std::fs::File::open(path).map(drop)
+        };
+        match readable {
+            Ok(()) => {}
+            Err(_) if path.as_os_str() == "kube" => return Err(Error::Kube),
+            Err(cause) => {
+                let path = path.clone();
+                return Err(Error::Source { path, cause });
+            }
+        }
+    }
+    Ok(paths)
+}
+
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS))
+}
+
+fn same_node(word: String) -> SameNode {
+    match word.as_str() {
+        "hbone" => SameNode::Hbone,
+        _ => SameNode::Direct,
+    }
+}
+
+fn existing(word: String) -> Existing {
+    match word.as_str() {
+        "reset" => Existing::Reset,
+        _ => Existing::Keep,
+    }
+}
+
+fn log_format(word: String) -> Format {
+    match word.as_str() {
+        "json" => Format::Json,
+        _ => Format::Text,
+    }
+}
+
+fn ca(text: &str) -> Result<CaSpec, String> {
+    match text.strip_prefix("dir:") {
+        Some("") => Err("dir: needs a path, for example dir:/var/lib/adit/ca".to_owned()),
+        Some(path) => Ok(CaSpec::Directory(path.into())),
+        None if text.starts_with("https://") => {
+            Err("a remote authority comes with `adit control`: give dir:PATH".to_owned())
+        }
+        None => Err(format!("write dir:PATH, for example dir:{text}")),
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let form = "write ADDRESS:PORT, for example 127.0.0.1:15000 or [::]:15020";
+    text.parse().map_err(|_| form.to_owned())
+}
+
+/// A DNS name of RFC 1123, in lower case.
+fn dns_name(text: &str) -> Result<String, String> {
+    if text.len() <= 253 && text.split('.').all(|label| namespace(label).is_ok()) {
+        Ok(text.to_owned())
+    } else {
+        Err("not a DNS name: write for example cluster.local".to_owned())
+    }
+}
+
+/// A DNS label of RFC 1123, which names of namespaces are.
+fn namespace(text: &str) -> Result<String, String> {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let ends = !text.starts_with('-') && !text.ends_with('-');
+    if (1..=63).contains(&text.len()) && ends && text.bytes().all(legal) {
+        Ok(text.to_owned())
+    } else {
+        Err("not the name of a namespace: use 1 to 63 of a-z 0-9 -".to_owned())
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("write KEY=VALUE, for example istio.io/dataplane-mode=ambient".to_owned()),
+    }
+}
+
+/// Parses `30s`, `1h30m`, `250ms`, `7d`: whole numbers, each with its unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "write numbers with units, for example 30s, 1h30m, 24h".to_owned();
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let (unit, tail) = tail.split_at(letters);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        let part = number.checked_mul(millis).map(Duration::from_millis);
+        total = part
+            .and_then(|part| total.checked_add(part))
+            .filter(|total| *total <= LONGEST)
+            .ok_or_else(|| "longer than ten years".to_owned())?;
+        rest = tail;
+    }
+    if text.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(total)
+    }
+}
+
+/// No duration that is meant is longer, and no clock overflows by it.
+const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        let check = |text: &str, expect: Option<u64>| {
+            let parsed = duration(text).ok().map(|d| d.as_millis());
+            assert_eq!(parsed, expect.map(u128::from), "{text:?}");
+        };
+        check("30s", Some(30_000));
+        check("0s", Some(0));
+        check("250ms", Some(250));
+        check("1h30m", Some(5_400_000));
+        check("7d", Some(604_800_000));
+        check("30", None);
+        check("s", None);
+        check("", None);
+        check("-1s", None);
+        check("1.5h", None);
+        check("30 s", None);
+        check("1y", None);
+        check("99999999999999999999s", None);
+        check("18446744073709551615d", None);
+    }
+
+    #[test]
+    fn authorities_say_what_they_are() {
+        let check = |text: &str, expect: Result<&str, &str>| match (ca(text), expect) {
+            (Ok(ca), Ok(expect)) => assert_eq!(ca.to_string(), expect),
+            (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+            (got, _) => panic!("{text:?} gave {got:?}"),
+        };
+        check("dir:/ca", Ok("dir:/ca"));
+        check("/ca", Err("dir:/ca"));
+        check("dir:", Err("needs a path"));
+        check("https://istiod:15012", Err("dir:PATH"));
+    }
+
+    #[test]
+    fn names_labels_and_addresses_are_checked() {
+        let check = |valid: bool, right: bool, text: &str| assert_eq!(valid, right, "{text:?}");
+        for (text, right) in [
+            ("adit-system", true),
+            ("Adit", false),
+            ("-a", false),
+            ("", false),
+        ] {
+            check(namespace(text).is_ok(), right, text);
+        }
+        for (text, right) in [
+            ("cluster.local", true),
+            ("a..b", false),
+            ("cluster.local.", false),
+        ] {
+            check(dns_name(text).is_ok(), right, text);
+        }
+        for (text, right) in [("a/b=c", true), ("a", false), ("=c", false), ("a=", false)] {
+            check(label(text).is_ok(), right, text);
+        }
+        for (text, right) in [("[::]:1", true), (":1", false), ("localhost:1", false)] {
+            check(address(text).is_ok(), right, text);
+        }
+    }
+}

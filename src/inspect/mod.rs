@@ -1,0 +1,116 @@
+//! Asks a node's admin server, or reads files, and prints what a person wants to know.
+//!
+//! A question is a [`Page`]; [`client`] fetches it, [`table`] and [`status`] lay it out. With
+//! [`Output::Json`] the answer is printed as the node gave it, so that scripts see fields that
+//! this program is too old to know.
+
+mod client;
+mod status;
+mod table;
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+pub use client::{Error, Target};
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// Columns, for eyes.
+    #[default]
+    Table,
+    /// JSON, for programs.
+    Json,
+}
+
+/// What a node can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// The node on one screen.
+    Status,
+    /// Every pod known.
+    Workloads,
+    /// Every service known.
+    Services,
+    /// Every policy.
+    Policies,
+    /// This node's pods of the mesh.
+    Pods,
+    /// This node's certificates.
+    Certificates,
+    /// The connections alive.
+    Connections,
+}
+
+impl Page {
+    /// Where the admin server has it.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Status => "/status",
+            Self::Workloads => "/workloads",
+            Self::Services => "/services",
+            Self::Policies => "/policies",
+            Self::Pods => "/pods",
+            Self::Certificates => "/certificates",
+            Self::Connections => "/connections",
+        }
+    }
+}
+
+/// Asks a node for a page and prints it; of a list, only what is in `namespace` if one is given.
+///
+/// # Errors
+///
+/// The node could not be asked, or `to` could not be written to.
+pub fn show(
+    page: Page,
+    namespace: Option<&str>,
+    node: &Target,
+    output: Output,
+    to: &mut dyn Write,
+) -> Result<(), Error> {
+    let mut answer = node.ask(page.path())?;
+    if let (Some(wanted), Value::Array(items)) = (namespace, &mut answer) {
+        items.retain(|item| item["namespace"] == wanted);
+    }
+    match output {
+        Output::Json => print_json(&answer, to)?,
+        Output::Table => {
+            let text = match page {
+                Page::Status => status::screen(&read(answer)?),
+                Page::Workloads => table::workloads(read(answer)?),
+                Page::Services => table::services(read(answer)?),
+                Page::Policies => table::policies(read(answer)?),
+                Page::Pods => table::pods(read(answer)?),
+                Page::Certificates => table::certificates(read(answer)?, client::now()),
+                Page::Connections => table::connections(read(answer)?),
+            };
+            to.write_all(text.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks a node what policy says to a connection.
+///
+/// # Errors
+///
+/// The node could not be asked, or did not understand source or destination.
+pub fn explain(source: &str, destination: &str, node: &Target) -> Result<Value, Error> {
+    let (source, destination) = (client::encode(source), client::encode(destination));
+    node.ask(&format!("/explain?src={source}&dst={destination}"))
+}
+
+/// Prints a JSON value, indented.
+///
+/// # Errors
+///
+/// As `to`.
+pub fn print_json(value: &Value, to: &mut dyn Write) -> io::Result<()> {
+    writeln!(to, "{value:#}")
+}
+
+fn read<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Error> {
+    serde_json::from_value(answer).map_err(Error::NotUnderstood)
+}

@@ -1,0 +1,129 @@
+//! What a node daemon is told, checked and ready to use.
+//!
+//! [`config`](crate::config) makes it from flags and environment; nothing here is optional or in
+//! doubt any more, and nothing below it reads either.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::api::ADMIN_SOCKET;
+use crate::mesh::TrustDomain;
+use crate::telemetry::log;
+
+/// The checked configuration of a node daemon.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of this node, as pods' `spec.nodeName` has it.
+    pub node: String,
+    /// Where the Kubernetes objects come from.
+    pub source: Source,
+    /// Who signs certificates.
+    pub ca: CaSpec,
+    /// The trust domain of every identity.
+    pub trust_domain: TrustDomain,
+    /// The DNS suffix of services.
+    pub cluster_domain: String,
+    /// The namespace whose policies without a selector bind the whole mesh.
+    pub root_namespace: String,
+    /// Worker threads, at least one.
+    pub workers: usize,
+    /// The way between two pods of this node.
+    pub same_node: SameNode,
+    /// What becomes of connections that are older than their pod's enrolment.
+    pub existing: Existing,
+    /// Labels of a namespace or pod that enrol it; one suffices.
+    pub enrol_labels: Vec<(String, String)>,
+    /// Namespaces that are never enrolled.
+    pub excluded_namespaces: Vec<String>,
+    /// The directory of sockets and state that need not outlive a boot.
+    pub run_dir: PathBuf,
+    /// The admin address, beside `admin.sock` in the run directory.
+    pub admin: SocketAddr,
+    /// The address of metrics.
+    pub metrics: SocketAddr,
+    /// The address of readiness.
+    pub ready: SocketAddr,
+    /// How long live connections may go on after SIGTERM.
+    pub drain: Duration,
+    /// How long a certificate is valid.
+    pub cert_validity: Duration,
+    /// Which log lines are written.
+    pub log_filter: log::Filter,
+    /// How log lines look.
+    pub log_format: log::Format,
+}
+
+impl Config {
+    /// The unix socket of the admin server.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.run_dir.join(ADMIN_SOCKET)
+    }
+}
+
+/// Where the Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Files and directories of YAML or JSON; at least one.
+    Files(Vec<PathBuf>),
+}
+
+/// Who signs certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaSpec {
+    /// A root key in a directory, made by the first daemon that needs it.
+    Directory(PathBuf),
+}
+
+impl fmt::Display for CaSpec {
+    /// As the flag is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
+}
+
+/// The way between two pods of one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SameNode {
+    /// Plain TCP across the pods' own links, policy applied.
+    #[default]
+    Direct,
+    /// A tunnel, as between nodes.
+    Hbone,
+}
+
+impl SameNode {
+    /// The flag's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Hbone => "hbone",
+        }
+    }
+}
+
+/// What becomes of connections that are older than their pod's enrolment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// They go on outside the mesh, counted and listed.
+    #[default]
+    Keep,
+    /// They are reset, so that the application makes them again through the mesh.
+    Reset,
+}
+
+impl Existing {
+    /// The flag's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Reset => "reset",
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! What can be seen of Adit from outside: real daemons, in real network namespaces, carrying real
+//! sockets. One module per part of the promise, one test per behaviour, named for it.
+//!
+//! Run with `./scripts/test` (see `tests/README.md`). The tests need root; one that cannot run
+//! fails and says why.
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the harness serves several test programs, and each uses its own part"
+)]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod capture;
+mod enrolment;
+mod files;
+mod ground;
+mod identity;
+mod index;
+mod lifecycle;
+mod policy;
+mod same_node;
+mod telemetry;
+mod tunnel;
+
+/// Within this a change of the files takes effect: a second by promise, and half a one for a
+/// machine that runs other tests meanwhile.
+const RELOAD: std::time::Duration = std::time::Duration::from_millis(1500);
+/// Within this drift of the kernel's state is found and mended: ten seconds by promise, and two
+/// for a machine that runs other tests meanwhile.
+const VERIFY: std::time::Duration = std::time::Duration::from_secs(12);
+
+/// The application's address that a connection was for: on the tunnel path `dst.addr` is the tunnel
+/// port in front of it.
+fn target(record: &support::Record) -> String {
+    let inner = record.text("dst.hbone_addr");
+    if inner.is_empty() {
+        record.text("dst.addr")
+    } else {
+        inner
+    }
+}
+
+/// Why a connection ended, in the stable word of its access record.
+fn reason(record: &support::Record) -> String {
+    record.text("reason")
+}
