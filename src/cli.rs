@@ -12,9 +12,11 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::NodeArgs;
-use crate::inspect::{self, Output, Page, Target};
+use crate::config::{self, MeshArgs, NodeArgs};
+use crate::identify::Settings;
+use crate::inspect::{self, Offline, Output, Page, Target};
 use crate::node;
+use crate::node::config::SameNode;
 
 /// Exit status for a question that makes no sense, as clap has it.
 const USAGE: u8 = 2;
@@ -51,7 +53,9 @@ enum Command {
     /// List the connections alive on a node
     Connections(Ask),
     /// Tell what policy says to a connection, and which rule says it
-    Explain(Explain),
+    Explain(Box<Explain>),
+    /// Check source files without a node; exit status 1 when something is wrong
+    Check(Check),
     /// Print the version
     Version,
 }
@@ -96,16 +100,44 @@ struct AskNamespace {
 
 #[derive(Debug, Args)]
 struct Explain {
-    /// The pod that connects: NAMESPACE/POD
+    /// The pod that connects, NAMESPACE/POD, or an address
     #[arg(value_name = "SRC")]
     from: String,
 
-    /// What it connects to: NAMESPACE/POD:PORT, NAME.NAMESPACE:PORT of a service, or ADDRESS:PORT
+    /// What it connects to: a pod or service NAMESPACE/NAME:PORT, a service's host name with
+    /// :PORT, or ADDRESS:PORT
     #[arg(value_name = "DST:PORT")]
     to: String,
 
+    /// Answer from this file or directory instead of asking a node; may be repeated
+    #[arg(long, value_name = "FILE|DIR")]
+    source: Vec<PathBuf>,
+
+    #[command(flatten)]
+    mesh: MeshArgs,
+
+    /// With --source: the way between two pods of one node
+    #[arg(
+        long,
+        env = "ADIT_SAME_NODE",
+        default_value = "direct",
+        value_parser = config::same_node(),
+        hide_env_values = true
+    )]
+    same_node: SameNode,
+
     #[command(flatten)]
     ask: Ask,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    /// File or directory of Kubernetes objects; may be repeated
+    #[arg(long, value_name = "FILE|DIR", num_args = 1.., required = true)]
+    source: Vec<PathBuf>,
+
+    #[command(flatten)]
+    mesh: MeshArgs,
 }
 
 fn output(word: String) -> Output {
@@ -137,6 +169,7 @@ impl Command {
         let page = match self {
             Self::Node(args) => return run_node(*args),
             Self::Explain(args) => return args.run(),
+            Self::Check(args) => return args.run(),
             Self::Version => {
                 writeln!(io::stdout(), "adit {}", env!("CARGO_PKG_VERSION"))?;
                 return Ok(ExitCode::SUCCESS);
@@ -161,11 +194,14 @@ fn run_node(args: NodeArgs) -> anyhow::Result<ExitCode> {
             node::run(config)?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(error) => {
-            writeln!(io::stderr(), "adit: {:#}", anyhow::Error::from(error))?;
-            Ok(ExitCode::from(USAGE))
-        }
+        Err(error) => misused(error),
     }
+}
+
+/// Tells what is wrong with the arguments as a whole.
+fn misused(error: config::Error) -> anyhow::Result<ExitCode> {
+    writeln!(io::stderr(), "adit: {:#}", anyhow::Error::from(error))?;
+    Ok(ExitCode::from(USAGE))
 }
 
 impl Ask {
@@ -184,12 +220,48 @@ impl Ask {
 
 impl Explain {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let node = self.ask.target();
-        printed(|to| {
-            let answer = inspect::explain(&self.from, &self.to, &node)?;
-            inspect::print_json(&answer, to).map_err(inspect::Error::Print)
-        })
+        let question = (self.from.as_str(), self.to.as_str());
+        let output = self.ask.output;
+        if self.source.is_empty() {
+            let node = self.ask.target();
+            return printed(|to| inspect::explain(question, &node, output, to));
+        }
+        match offline(self.source, self.mesh, self.same_node) {
+            Ok(files) => printed(|to| files.explain(question, output, to, &mut io::stderr())),
+            Err(error) => misused(error),
+        }
     }
+}
+
+impl Check {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match offline(self.source, self.mesh, SameNode::Direct) {
+            Ok(files) => {
+                let mut clean = true;
+                let done = printed(|to| files.check(to).map(|found| clean = found))?;
+                Ok(if clean { done } else { ExitCode::FAILURE })
+            }
+            Err(error) => misused(error),
+        }
+    }
+}
+
+fn offline(
+    sources: Vec<PathBuf>,
+    mesh: MeshArgs,
+    same_node: SameNode,
+) -> Result<Offline, config::Error> {
+    Ok(Offline {
+        sources: config::sources(sources)?,
+        same_node_direct: same_node == SameNode::Direct,
+        settings: Settings {
+            enrol_labels: mesh.enrol_labels(),
+            trust_domain: mesh.trust_domain,
+            cluster_domain: mesh.cluster_domain,
+            excluded_namespaces: mesh.exclude_namespace,
+        },
+        root_namespace: mesh.root_namespace,
+    })
 }
 
 /// Prints an answer. A reader that has seen enough (`| head`) is no failure.

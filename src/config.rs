@@ -99,7 +99,7 @@ pub struct NodeArgs {
         long,
         env = "ADIT_SAME_NODE",
         default_value = "direct",
-        value_parser = PossibleValuesParser::new(["direct", "hbone"]).map(same_node),
+        value_parser = same_node(),
         hide_env_values = true
     )]
     pub same_node: SameNode,
@@ -344,11 +344,12 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS))
 }
 
-fn same_node(word: String) -> SameNode {
-    match word.as_str() {
+/// Reads the way between two pods of one node.
+pub(crate) fn same_node() -> impl TypedValueParser<Value = SameNode> {
+    PossibleValuesParser::new(["direct", "hbone"]).map(|word| match word.as_str() {
         "hbone" => SameNode::Hbone,
         _ => SameNode::Direct,
-    }
+    })
 }
 
 fn existing(word: String) -> Existing {

@@ -16,26 +16,18 @@ pub mod node;
 pub mod explain;
 
 pub mod authorize;
-
+pub mod capture;
+pub mod deliver;
+pub mod identify;
 pub mod tunnel;
 
-pub mod deliver;
-
 pub mod pki;
+pub mod source;
 pub mod telemetry;
 
 pub mod api;
 pub mod pipe;
-pub mod pki;
 pub mod task;
-
-pub mod explain;
-
-pub mod api;
-pub mod capture;
-pub mod identify;
-
-pub mod source;
 
 pub mod mesh;
 pub mod sys;

@@ -34,7 +34,10 @@ impl Drop for Task {
 ///
 /// Outside of a `LocalSet`.
 pub fn spawn_local(name: &'static str, work: impl Future<Output = ()> + 'static) -> Task {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that spawns"
+    )]
     Task(Some(tokio::task::spawn_local(watched(name, work))))
 }
 
@@ -44,7 +47,10 @@ pub fn spawn_local(name: &'static str, work: impl Future<Output = ()> + 'static)
 ///
 /// Outside of a runtime.
 pub fn spawn(name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> Task {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that spawns"
+    )]
     Task(Some(tokio::spawn(watched(name, work))))
 }
 
@@ -53,7 +59,10 @@ pub async fn blocking<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that spawns"
+    )]
     let done = tokio::task::spawn_blocking(work).await;
     if done.is_err() {
         tracing::error!(task = name, "task panicked");

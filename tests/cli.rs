@@ -66,6 +66,7 @@ fn help_and_version_are_answers() {
         "certificates",
         "connections",
         "explain",
+        "check",
     ] {
         assert!(help.out.contains(word), "no {word} in {}", help.out);
     }
@@ -153,6 +154,12 @@ fn a_slip_is_told_with_its_mend() {
         &["--admin", "unix:PATH"],
     );
     refused(&["workloads", "-o", "yaml"], &["yaml", "table", "json"]);
+    refused(&["check"], &["--source"]);
+    refused(
+        &["check", "--source", "/no/such.yaml"],
+        &["/no/such.yaml", "No such file"],
+    );
+    refused(&["explain", "shop/web"], &["DST:PORT"]);
 }
 
 #[test]
@@ -270,4 +277,123 @@ fn lists_are_tables_for_people_and_json_for_programs() {
         assert!(said.out.contains(expect), "{more:?}:\n{}", said.out);
         assert_eq!(asked.join().expect("answered"), "GET /workloads HTTP/1.1");
     }
+}
+
+/// A cluster of two pods, of which the web server alone may call the database, on its port.
+const CLUSTER: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {adit.mesh/mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: web}
+status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: n2, serviceAccountName: db}
+status: {phase: Running, podIPs: [{ip: 10.0.1.1}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: db-callers, namespace: shop}
+spec:
+  selector: {matchLabels: {app: db}}
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]
+    to: [{operation: {ports: ["5432"]}}]
+"#;
+
+/// Writes `more` behind the cluster into a file of a directory that lives as long as the result.
+fn file(more: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("cluster.yaml");
+    std::fs::write(&path, format!("{CLUSTER}{more}")).expect("written");
+    (dir, path.to_str().expect("text").to_owned())
+}
+
+#[test]
+fn files_are_checked_without_a_node() {
+    let check = |more: &str, status: i32, parts: &[&str]| {
+        let (_dir, path) = file(more);
+        let said = adit(&["check", "--source", &path]);
+        assert_eq!(said.status, Some(status), "{}{}", said.out, said.err);
+        for part in parts {
+            assert!(said.out.contains(part), "no {part:?} in {}", said.out);
+        }
+    };
+    check(
+        "",
+        0,
+        &["2 workloads (2 enrolled)", "1 policies; problems: 0"],
+    );
+    let kind = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n";
+    check(kind, 0, &["note: ", "Deployment", "problems: 0"]);
+    let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: bad, namespace: shop}\n\
+               status: {podIPs: [{ip: x.y}]}\n";
+    check(
+        pod,
+        1,
+        &[
+            "problem: ",
+            "cluster.yaml:",
+            "Pod shop/bad",
+            "x.y",
+            "problems: 1",
+        ],
+    );
+    check("---\nkind: [\n", 1, &["problem: ", "cluster.yaml:"]);
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                  metadata: {name: odd, namespace: shop}\n";
+    let odd = format!("{policy}spec: {{action: MAYBE}}\n");
+    check(
+        &odd,
+        1,
+        &["problem: AuthorizationPolicy shop/odd: refuses", "MAYBE"],
+    );
+    let http = "spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n";
+    check(
+        &format!("{policy}{http}"),
+        0,
+        &["notice: ", "methods", "problems: 0"],
+    );
+}
+
+#[test]
+fn a_connection_is_explained_without_a_node() {
+    let (_dir, path) = file("");
+    let explain = |to: &str, more: &[&str]| {
+        adit(&[&["explain", "shop/web", to, "--source", &path], more].concat())
+    };
+    let allowed = explain("shop/db:5432", &[]);
+    assert_eq!(allowed.status, Some(0), "{}", allowed.err);
+    assert!(allowed.out.starts_with("permitted: "), "{}", allowed.out);
+    assert!(
+        allowed.out.contains("shop/db-callers, rules[0]"),
+        "{}",
+        allowed.out
+    );
+    assert!(
+        allowed.out.contains("tunnel to 10.0.1.1:5432"),
+        "{}",
+        allowed.out
+    );
+
+    let refused = explain("10.0.1.1:80", &["-o", "json"]);
+    assert_eq!(
+        refused.status,
+        Some(0),
+        "a refusal is an answer: {}",
+        refused.err
+    );
+    let json: serde_json::Value = serde_json::from_str(&refused.out).expect("JSON");
+    assert_eq!(json["verdict"]["permitted"], false);
+    assert_eq!(json["verdict"]["reason"], "not_allowed");
+
+    let unknown = explain("shop/nobody:80", &[]);
+    assert_eq!(unknown.status, Some(1));
+    assert!(unknown.err.contains("shop/nobody"), "{}", unknown.err);
 }

@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::authorize::Permit;
 use crate::mesh::Direction;
 use crate::sys::netns::Netns;
-use crate::sys::socket::{connector, spoofed};
+use crate::sys::socket::{connect_from, connector};
 
 /// From the first SYN to a connection, at most.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -108,7 +108,7 @@ pub async fn dial(
         Some(from) => {
             let client = flow.source.addr;
             let avoid = (client.ip() == from).then(|| client.port());
-            spoofed(netns, from, to, avoid)
+            return within(to, connect_from(netns, from, to, avoid)).await;
         }
     };
     connect(socket.map_err(Error::Socket)?, to).await
@@ -163,7 +163,13 @@ impl Bound {
 }
 
 async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, Error> {
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+    within(to, TcpSocket::from_std_stream(socket.into()).connect(to)).await
+}
+
+async fn within(
+    to: SocketAddr,
+    connecting: impl Future<Output = io::Result<TcpStream>>,
+) -> Result<TcpStream, Error> {
     match tokio::time::timeout(DEADLINE, connecting).await {
         Ok(connected) => connected.map_err(|cause| Error::of(to, cause)),
         Err(_) => Err(Error::Timeout { to }),

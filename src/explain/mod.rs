@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::api::explain::{DryRun, End, Explanation, Mtls, Policy, Route as Told, Verdict};
 use crate::authorize::{Considered, Evaluator, Policies};
 use crate::explain::question::{Dialled, Origin};
+use crate::identify::Snapshot;
 use crate::mesh::policy::{Body, Notice, PolicyName};
 use crate::mesh::{
     Direction, Enrolment, Flow, Local, OriginalDst, Path, Peer, PodAddr, Route, Service,
@@ -37,6 +38,28 @@ pub trait Facts {
     ///
     /// A stable word for why it goes nowhere.
     fn resolve(&self, source: &Workload, to: OriginalDst) -> Result<Route, &'static str>;
+}
+
+impl Facts for Snapshot {
+    fn workload(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        Self::workload(self, namespace, name)
+    }
+
+    fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        Self::workload_at(self, ip)
+    }
+
+    fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        Self::service(self, namespace, name)
+    }
+
+    fn service_at(&self, ip: IpAddr) -> Option<&Arc<Service>> {
+        Self::service_at(self, ip)
+    }
+
+    fn resolve(&self, source: &Workload, to: OriginalDst) -> Result<Route, &'static str> {
+        Self::resolve(self, source, to, 0).map_err(|unroutable| unroutable.reason())
+    }
 }
 
 /// How the mesh is set up, as far as an explanation depends on it.

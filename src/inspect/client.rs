@@ -56,6 +56,9 @@ pub enum Error {
     /// The node says no.
     #[error("the node refuses: {0}")]
     Refused(String),
+    /// The question makes no sense, to the files at hand.
+    #[error("no answer from these files")]
+    Question(#[from] crate::explain::Error),
     /// The node's version differs too much.
     #[error("the answer is not understood; is the node of another version?")]
     NotUnderstood(#[source] serde_json::Error),

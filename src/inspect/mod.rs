@@ -1,10 +1,12 @@
 //! Asks a node's admin server, or reads files, and prints what a person wants to know.
 //!
-//! A question is a [`Page`]; [`client`] fetches it, [`table`] and [`status`] lay it out. With
+//! A question is a [`Page`]; `client` fetches it, `table` and `status` lay it out;
+//! `offline` answers without a node, from the files that a node would read. With
 //! [`Output::Json`] the answer is printed as the node gave it, so that scripts see fields that
 //! this program is too old to know.
 
 mod client;
+mod offline;
 mod status;
 mod table;
 
@@ -12,7 +14,10 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use crate::api::explain::Explanation;
+
 pub use client::{Error, Target};
+pub use offline::Offline;
 
 /// How an answer is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,22 +97,27 @@ pub fn show(
     Ok(())
 }
 
-/// Asks a node what policy says to a connection.
+/// Asks a node what policy says to a connection, and prints the answer.
 ///
 /// # Errors
 ///
-/// The node could not be asked, or did not understand source or destination.
-pub fn explain(source: &str, destination: &str, node: &Target) -> Result<Value, Error> {
+/// The node could not be asked, there is no such question, or `to` could not be written to.
+pub fn explain(
+    (source, destination): (&str, &str),
+    node: &Target,
+    output: Output,
+    to: &mut dyn Write,
+) -> Result<(), Error> {
     let (source, destination) = (client::encode(source), client::encode(destination));
-    node.ask(&format!("/explain?src={source}&dst={destination}"))
+    let answer = node.ask(&format!("/explain?src={source}&dst={destination}"))?;
+    match output {
+        Output::Json => print_json(&answer, to)?,
+        Output::Table => write!(to, "{}", read::<Explanation>(answer)?)?,
+    }
+    Ok(())
 }
 
-/// Prints a JSON value, indented.
-///
-/// # Errors
-///
-/// As `to`.
-pub fn print_json(value: &Value, to: &mut dyn Write) -> io::Result<()> {
+fn print_json(value: &Value, to: &mut dyn Write) -> io::Result<()> {
     writeln!(to, "{value:#}")
 }
 

@@ -127,3 +127,15 @@ impl Existing {
         }
     }
 }
+
+impl Source {
+    /// The paths, as text.
+    #[must_use]
+    pub fn paths(&self) -> Vec<String> {
+        let Self::Files(paths) = self;
+        paths
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    }
+}

@@ -1,22 +1,35 @@
-//! The node daemon (a stub of this worktree: the lead owns it).
+//! The node daemon: `adit node`.
+//!
+//! ```text
+//!  files ─▶ control thread ── World (atomic pointer) ──▶ worker 0 … N-1
+//!              │  index, policies, certificates,            │ listeners in every pod,
+//!              │  enrolment, admin                          │ tunnels, live connections
+//!              └──────────── commands, answers ─────────────┘
+//! ```
+//!
+//! Start: check the environment, open the certificate authority, start the workers, read the
+//! sources, publish the first world, capture the pods. End: accept nothing more, drain, leave the
+//! rules in place, so that captured pods fail closed until the next daemon takes them over.
 
+mod account;
+mod admin;
 pub mod config;
+mod control;
+mod enrol;
+mod error;
+mod events;
+mod inbound;
+mod listing;
+mod live;
+mod outbound;
+mod plaintext;
+mod pod;
+mod pods;
+mod reset;
+mod same_node;
+mod start;
+mod worker;
+mod world;
 
 pub use config::Config;
-
-/// Why the node daemon ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Stub.
-    #[error("this worktree has no node daemon")]
-    Stub,
-}
-
-/// Runs the node daemon to its end.
-///
-/// # Errors
-///
-/// Always, here.
-pub fn run(_config: Config) -> Result<(), Error> {
-    Err(Error::Stub)
-}
+pub use start::{StartError, run};

@@ -6,6 +6,7 @@
 
 pub mod netlink;
 pub mod netns;
+pub mod process;
 pub mod route;
 pub mod sockdiag;
 pub mod socket;

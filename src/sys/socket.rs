@@ -260,21 +260,6 @@ fn new(netns: &Netns, family_of: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Placeholder of capture's: a socket bound to `from`, ready to be connected to `to`.
-///
-/// # Errors
-///
-/// As `socket(2)` and `bind(2)`.
-pub fn spoofed(
-    netns: &Netns,
-    from: IpAddr,
-    to: SocketAddr,
-    _avoid_port: Option<u16>,
-) -> io::Result<Socket> {
-    let socket = connector(netns, to.ip())?;
-    transparent(&socket, from)?;
-    socket.bind(&SocketAddr::new(from, 0).into())?;
-    Ok(socket)
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -92,6 +92,7 @@ pub struct Daemon {
     pub tunnels: ByDirection<Gauge>,
     pub tunnels_opened: ByDirection<Counter>,
     pub streams: ByDirection<Gauge>,
+    pub connections: Gauge,
     pub handshake_failures: Family<Failure, Counter>,
     pub policy_denials: Family<Reason, Counter>,
     pub policy_cuts: Counter,
@@ -172,6 +173,7 @@ impl Daemon {
             tunnels: directions(to, "tunnels", "Tunnels open at present"),
             tunnels_opened: directions(to, "tunnels_opened", "Tunnels opened"),
             streams: directions(to, "streams", "Connections inside tunnels at present"),
+            connections: add(to, "connections", "Connections that are carried at present"),
             handshake_failures: add(
                 to,
                 "handshake_failures",

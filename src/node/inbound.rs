@@ -1,0 +1,290 @@
+//! What arrives at a pod's tunnel port, told from start to end.
+//!
+//! Two kinds of connection come here: tunnels of other nodes' daemons (and of ztunnel, Envoy and
+//! whoever else speaks HBONE), each carrying many streams, and announced connections of this very
+//! daemon from pods of the same node. Both end in the same place: the policy of the destination
+//! pod decides by the source's identity, then the application is dialled from the source's address.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::capture::{Captured, Port};
+use crate::deliver;
+use crate::identify::Backend;
+use crate::mesh::{Direction, Flow, Identity, Local, Path, Peer, Service, Workload, canonical_ip};
+use crate::node::account::Account;
+use crate::node::error::Error;
+use crate::node::pod::Pod;
+use crate::node::reset::ResetOnDrop;
+use crate::node::same_node::Announcement;
+use crate::node::worker::{Stage, Worker};
+use crate::node::world::World;
+use crate::task;
+use crate::tunnel::{self, Request, Status};
+
+/// Serves one connection to the pod's tunnel port until it ends.
+pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let to = captured.original_dst.get();
+    match worker.shared.announcements.take(captured.source, to) {
+        Some(announcement) => same_node(worker, pod, captured, announcement).await,
+        None => Box::pin(streams(worker, pod, captured)).await,
+    }
+}
+
+/// A tunnel: its handshake, then its streams, each on its own.
+async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let source = captured.source;
+    let mut incoming = match handshake(&worker, &pod, captured.socket).await {
+        Ok(incoming) => incoming,
+        Err(error) => {
+            worker.handshake_failed(&pod, source, &error);
+            return;
+        }
+    };
+    let peer = incoming.peer().clone();
+    let _counted = Counted::one(&worker);
+    let ending = worker.ending(&pod);
+    let mut draining = false;
+    loop {
+        let next = tokio::select! {
+            next = incoming.next() => next,
+            () = ending.reached(Stage::Begun), if !draining => {
+                incoming.drain();
+                draining = true;
+                continue;
+            }
+            () = ending.reached(Stage::Over), if draining => return,
+        };
+        match next {
+            Some(Ok(request)) => {
+                let stream = stream(worker.clone(), pod.clone(), request, peer.clone(), source);
+                task::spawn_local("inbound stream", stream).detach();
+            }
+            Some(Err(error)) => {
+                tracing::debug!(error = %error, src.addr = %source, pod = %pod.name, "tunnel ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// One inbound tunnel in the gauge.
+struct Counted(Rc<Worker>);
+
+impl Counted {
+    fn one(worker: &Rc<Worker>) -> Self {
+        worker.shared.metrics.daemon.tunnels.inbound.inc();
+        worker.shared.metrics.daemon.tunnels_opened.inbound.inc();
+        Self(worker.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.shared.metrics.daemon.tunnels.inbound.dec();
+    }
+}
+
+async fn handshake(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    socket: TcpStream,
+) -> Result<tunnel::Incoming, Error> {
+    let identity = {
+        let world = worker.world();
+        world
+            .pod(&pod.uid)
+            .ok_or(Error::PodUnknown)?
+            .workload
+            .identity
+            .clone()
+    };
+    let certificate = worker.certificate(&identity).await?;
+    let config = worker.server_config(&certificate);
+    let _place = worker.handshakes.acquire().await;
+    Ok(tunnel::accept(socket, config, &worker.shared.limits).await?)
+}
+
+/// One stream of a tunnel: one connection of an application.
+async fn stream(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    request: Request,
+    peer: Identity,
+    source: SocketAddr,
+) {
+    let account = Account::open(&worker, Direction::Inbound, source);
+    let outcome = Box::pin(arrive(&worker, &pod, request, peer, source, &account)).await;
+    account.close(&worker, outcome);
+}
+
+async fn arrive(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    request: Request,
+    peer: Identity,
+    source: SocketAddr,
+    account: &Account,
+) -> Result<deliver::End, Error> {
+    let world = worker.world();
+    let permit = match permit(worker, pod, &request, peer, source, &world, account) {
+        Ok(permit) => Rc::new(permit),
+        Err(error) => {
+            request.refuse(error.status());
+            return Err(error);
+        }
+    };
+    drop(world);
+    account.permitted(worker, &permit);
+    let dialled = deliver::dial(&permit, &pod.netns, Some(source.ip())).await;
+    let app = match dialled {
+        Ok(app) => app,
+        Err(error) => {
+            request.refuse(Status::DialFailed);
+            return Err(error.into());
+        }
+    };
+    let stream = request.accept()?;
+    let live = account.live(worker, &pod.uid, &permit);
+    tokio::select! {
+        end = deliver::relay(&permit, app, stream, account.from_destination()) => Ok(end),
+        cut = live.ended() => Err(Error::Cut(cut)),
+    }
+}
+
+fn permit(
+    worker: &Worker,
+    pod: &Pod,
+    request: &Request,
+    peer: Identity,
+    source: SocketAddr,
+    world: &World,
+    account: &Account,
+) -> Result<crate::authorize::Permit, Error> {
+    let head = request.head();
+    let to = head.authority().map_err(Error::BadRequest)?;
+    account.dialled(to);
+    let local = world.pod(&pod.uid).ok_or(Error::PodUnknown)?;
+    if !local.workload.ips.contains(&canonical_ip(to.ip())) {
+        return Err(Error::NotThisPod { asked: to });
+    }
+    if Port::is_ours(to.port()) {
+        return Err(Error::OwnPort { port: to.port() });
+    }
+    let service = head
+        .host()
+        .and_then(|host| service_named(world, worker, host, &local.workload));
+    let workload = source_workload(world, source, &peer);
+    let flow = Flow {
+        direction: Direction::Inbound,
+        source: Peer {
+            addr: source,
+            identity: Some(peer),
+            workload,
+        },
+        destination: Local {
+            addr: to,
+            workload: Some(local.workload.clone()),
+            service,
+        },
+        path: Path::Tunnel,
+    };
+    worker.decide(&local.evaluator, flow, account)
+}
+
+/// The workload at the source's address, if it is one that could own the proven identity: the
+/// certificate says who it is, the address only what to call it.
+fn source_workload(world: &World, source: SocketAddr, peer: &Identity) -> Option<Arc<Workload>> {
+    let workload = world.snapshot.workload_at(canonical_ip(source.ip()))?;
+    (workload.identity == *peer).then(|| workload.clone())
+}
+
+/// The service a tunnel's client says it dialled, if it really selects this pod.
+fn service_named(
+    world: &World,
+    worker: &Worker,
+    host: &str,
+    workload: &Workload,
+) -> Option<Arc<Service>> {
+    let name = host
+        .strip_suffix(&*worker.shared.cluster_domain)?
+        .strip_suffix(".svc.")?;
+    let (name, namespace) = name.split_once('.')?;
+    let service = world.snapshot.service(namespace, name)?;
+    let leads_here = |backends: &[Backend]| {
+        backends
+            .iter()
+            .any(|backend| workload.ips.contains(&backend.ip))
+    };
+    let mut endpoints = world.snapshot.endpoints(service);
+    endpoints
+        .any(|(_, _, backends)| leads_here(backends))
+        .then(|| service.clone())
+}
+
+/// A connection of this daemon, from another pod of this node.
+async fn same_node(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    captured: Captured,
+    announcement: Announcement,
+) {
+    let account = Account::open(&worker, Direction::Inbound, captured.source);
+    let outcome = Box::pin(arrive_same_node(
+        &worker,
+        &pod,
+        captured,
+        announcement,
+        &account,
+    ))
+    .await;
+    account.close(&worker, outcome);
+}
+
+async fn arrive_same_node(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    captured: Captured,
+    announcement: Announcement,
+    account: &Account,
+) -> Result<deliver::End, Error> {
+    let Announcement {
+        identity,
+        workload,
+        to,
+        service,
+    } = announcement;
+    let Captured { socket, source, .. } = captured;
+    let guard = ResetOnDrop::new(socket);
+    account.dialled(to.get());
+    let permit = {
+        let world = worker.world();
+        let local = world.pod(&pod.uid).ok_or(Error::PodUnknown)?;
+        let flow = Flow {
+            direction: Direction::Inbound,
+            source: Peer {
+                addr: source,
+                identity: Some(identity),
+                workload: Some(workload),
+            },
+            destination: Local {
+                addr: to.get(),
+                workload: Some(local.workload.clone()),
+                service,
+            },
+            path: Path::SameNode,
+        };
+        Rc::new(worker.decide(&local.evaluator, flow, account)?)
+    };
+    account.permitted(worker, &permit);
+    let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
+    let live = account.live(worker, &pod.uid, &permit);
+    tokio::select! {
+        end = deliver::splice(&permit, guard.into_inner(), app, account.from_source()) => Ok(end),
+        cut = live.ended() => Err(Error::Cut(cut)),
+    }
+}

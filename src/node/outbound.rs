@@ -1,0 +1,283 @@
+//! One connection leaving a pod, told from start to end.
+//!
+//! Policy is enforced where a connection arrives; what is decided here is the way it takes:
+//!
+//! | destination | way |
+//! |---|---|
+//! | a mesh workload on another node | a tunnel to its daemon |
+//! | a mesh workload on this node | plain TCP to its tunnel port, announced to our own listener |
+//! | the pod itself, by a service | straight to its application, after its own policy |
+//! | a workload outside the mesh, or an endpoint that is no pod | plain TCP |
+//! | an address the index does not know | plain TCP, to exactly that address |
+//!
+//! A mesh workload is never reached in another way than the first three: a failure there resets
+//! the application's connection.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::authorize;
+use crate::capture::{Captured, Port};
+use crate::deliver;
+use crate::mesh::{
+    Direction, Flow, Local, OriginalDst, Path, Peer, PodAddr, Route, Service, TunnelAddr, Workload,
+};
+use crate::node::account::Account;
+use crate::node::config::SameNode;
+use crate::node::error::Error;
+use crate::node::pod::Pod;
+use crate::node::reset::ResetOnDrop;
+use crate::node::same_node::Announcement;
+use crate::node::worker::Worker;
+use crate::node::world::{LocalPod, World};
+use crate::tunnel::{ConnectHead, Origin};
+
+/// Carries one captured connection to wherever it was going, and accounts for it.
+pub(crate) async fn carry(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let account = Account::open(&worker, Direction::Outbound, captured.source);
+    let outcome = Box::pin(route(&worker, &pod, captured, &account)).await;
+    account.close(&worker, outcome);
+}
+
+async fn route(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    captured: Captured,
+    account: &Account,
+) -> Result<deliver::End, Error> {
+    let Captured {
+        socket,
+        source,
+        original_dst: to,
+    } = captured;
+    let captured = Taken {
+        socket: ResetOnDrop::new(socket),
+        source,
+    };
+    account.dialled(to.get());
+    let world = worker.world();
+    let local = world.pod(&pod.uid).ok_or(Error::PodUnknown)?.clone();
+    account.source(&local.workload);
+    let route = world.snapshot.resolve(&local.workload, to, worker.draw())?;
+    let leaving = Leaving {
+        worker,
+        pod,
+        local: &local,
+        account,
+    };
+    match route {
+        Route::Mesh {
+            workload,
+            service,
+            to,
+            via,
+        } => {
+            if Port::is_ours(to.port()) {
+                return Err(Error::OwnPort { port: to.port() });
+            }
+            let target = Target {
+                workload,
+                service,
+                to,
+                via,
+            };
+            leaving.to_mesh(&world, target, captured).await
+        }
+        Route::Plain {
+            workload,
+            service,
+            to,
+        } => leaving.plain(workload, service, to.get(), captured).await,
+        Route::Unknown { to } => leaving.unknown(to, captured).await,
+    }
+}
+
+/// The captured connection: reset, should it not come to a relay.
+struct Taken {
+    socket: ResetOnDrop,
+    source: SocketAddr,
+}
+
+/// A mesh workload that was chosen as destination.
+struct Target {
+    workload: Arc<Workload>,
+    service: Option<Arc<Service>>,
+    to: PodAddr,
+    via: TunnelAddr,
+}
+
+/// A connection on its way out.
+struct Leaving<'a> {
+    worker: &'a Rc<Worker>,
+    pod: &'a Rc<Pod>,
+    local: &'a LocalPod,
+    account: &'a Account,
+}
+
+impl Leaving<'_> {
+    async fn to_mesh(
+        &self,
+        world: &World,
+        target: Target,
+        captured: Taken,
+    ) -> Result<deliver::End, Error> {
+        let same_node = *target.workload.node == *self.worker.shared.node;
+        if target.workload.uid == self.local.workload.uid {
+            return self.to_itself(target, captured).await;
+        }
+        if same_node && self.worker.shared.same_node == SameNode::Direct {
+            let served = world
+                .pod(&target.workload.uid)
+                .is_some_and(|pod| pod.served);
+            if !served {
+                return Err(Error::DestinationNotServed);
+            }
+            return self.same_node(target, captured).await;
+        }
+        self.tunnel(target, captured).await
+    }
+
+    async fn tunnel(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+        let source = self.local.workload.identity.clone();
+        let Target {
+            workload,
+            service,
+            to,
+            via,
+        } = target;
+        let host = service
+            .as_deref()
+            .map(|service| self.worker.shared.hostname(service));
+        let head = ConnectHead::new(to.get()).forwarded(captured.source, host);
+        let flow = self.flow(&captured, Some(workload), service, to.get(), Path::Tunnel);
+        let permit = Rc::new(authorize::outbound(flow));
+        self.account.permitted(self.worker, &permit);
+        let certificate = self.worker.certificate(&source).await?;
+        let origin = Origin {
+            netns: self.pod.netns.clone(),
+            address: captured.source.ip(),
+            certificate,
+        };
+        self.account.via(via);
+        let stream = self
+            .worker
+            .pool
+            .open(&permit, &origin, to, via, &head)
+            .await?;
+        let live = self.account.live(self.worker, &self.pod.uid, &permit);
+        tokio::select! {
+            end = deliver::relay(&permit, captured.socket.into_inner(), stream, self.account.from_source()) => Ok(end),
+            cut = live.ended() => Err(Error::Cut(cut)),
+        }
+    }
+
+    /// Across the pods' veths without TLS and HTTP/2, to our own listener in the other pod.
+    async fn same_node(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+        let Target {
+            workload,
+            service,
+            to,
+            via,
+        } = target;
+        let announcement = Announcement {
+            identity: self.local.workload.identity.clone(),
+            workload: self.local.workload.clone(),
+            to,
+            service: service.clone(),
+        };
+        let flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
+        let permit = Rc::new(authorize::outbound(flow));
+        self.account.permitted(self.worker, &permit);
+        self.account.via(via);
+        self.worker.shared.metrics.daemon.same_node.inc();
+        let bound = deliver::bind(&self.pod.netns, captured.source.ip())?;
+        let announced =
+            self.worker
+                .shared
+                .announcements
+                .announce(bound.local(), via.get(), announcement);
+        let socket = bound.connect(&permit, via.get()).await?;
+        let live = self.account.live(self.worker, &self.pod.uid, &permit);
+        let end = tokio::select! {
+            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.from_source()) => Ok(end),
+            cut = live.ended() => Err(Error::Cut(cut)),
+        };
+        drop(announced);
+        end
+    }
+
+    /// A pod that reached itself through a service: both ends are here, so is its policy.
+    async fn to_itself(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+        let Target {
+            workload,
+            service,
+            to,
+            ..
+        } = target;
+        let mut flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
+        flow.direction = Direction::Inbound;
+        let permit = Rc::new(
+            self.worker
+                .decide(&self.local.evaluator, flow, self.account)?,
+        );
+        self.dial_and_splice(permit, captured).await
+    }
+
+    async fn plain(
+        &self,
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<Service>>,
+        to: SocketAddr,
+        captured: Taken,
+    ) -> Result<deliver::End, Error> {
+        let flow = self.flow(&captured, workload, service, to, Path::Plain);
+        self.dial_and_splice(Rc::new(authorize::outbound(flow)), captured)
+            .await
+    }
+
+    async fn unknown(&self, to: OriginalDst, captured: Taken) -> Result<deliver::End, Error> {
+        self.worker.shared.metrics.daemon.unknown_destinations.inc();
+        self.plain(None, None, to.get(), captured).await
+    }
+
+    async fn dial_and_splice(
+        &self,
+        permit: Rc<authorize::Permit>,
+        captured: Taken,
+    ) -> Result<deliver::End, Error> {
+        self.account.permitted(self.worker, &permit);
+        let from = captured.source.ip();
+        let socket = deliver::dial(&permit, &self.pod.netns, Some(from)).await?;
+        let live = self.account.live(self.worker, &self.pod.uid, &permit);
+        tokio::select! {
+            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.from_source()) => Ok(end),
+            cut = live.ended() => Err(Error::Cut(cut)),
+        }
+    }
+
+    fn flow(
+        &self,
+        captured: &Taken,
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<Service>>,
+        to: SocketAddr,
+        path: Path,
+    ) -> Flow {
+        let source = &self.local.workload;
+        Flow {
+            direction: Direction::Outbound,
+            source: Peer {
+                addr: captured.source,
+                identity: path.authenticated().then(|| source.identity.clone()),
+                workload: Some(source.clone()),
+            },
+            destination: Local {
+                addr: to,
+                workload,
+                service,
+            },
+            path,
+        }
+    }
+}

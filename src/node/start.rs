@@ -1,0 +1,295 @@
+//! Starts the node daemon, and ends it.
+//!
+//! Everything that can be wrong with the environment is found here, before a pod is touched, and
+//! said in one message that names the cause and the mend.
+
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use crate::authorize;
+use crate::capture;
+use crate::identify::{self, Index};
+use crate::node::admin::{Board, Desk};
+use crate::node::config::{CaSpec, Config, Existing, Source};
+use crate::node::control::Control;
+use crate::node::enrol::Enroller;
+use crate::node::events;
+use crate::node::same_node::SameNode;
+use crate::node::worker::{Command, Shared, Worker};
+use crate::node::world::World;
+use crate::pki::Certificates;
+use crate::pki::directory::{self, DirectoryCa};
+use crate::source::Files;
+use crate::sys;
+use crate::task;
+use crate::telemetry::http::{self, Listener};
+use crate::telemetry::log::{self, Log};
+use crate::telemetry::metrics::Metrics;
+use crate::tunnel;
+
+/// What cut connections get to write their records.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The machine lacks what capturing needs.
+    #[error("this machine cannot capture pods")]
+    Environment(#[source] capture::Unfit),
+    /// The log cannot be set up.
+    #[error("cannot set up the log")]
+    Log(#[source] log::Error),
+    /// The run directory cannot be used.
+    #[error("cannot use the run directory {0}: choose another with --run-dir")]
+    RunDir(PathBuf, #[source] io::Error),
+    /// The certificate authority cannot be used.
+    #[error("cannot use the certificate authority")]
+    Ca(#[source] directory::Error),
+    /// An address to listen on is taken or not ours.
+    #[error("cannot serve {purpose}: free the address, or choose another with {flag}")]
+    Listen {
+        /// What would be served there.
+        purpose: &'static str,
+        /// The option that changes it.
+        flag: &'static str,
+        /// Where, and why not.
+        #[source]
+        cause: http::Error,
+    },
+    /// The system refused a thread, a runtime or a signal handler.
+    #[error("cannot start {0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+/// Runs the daemon until it is told to end (SIGTERM, SIGINT).
+///
+/// # Errors
+///
+/// A [`StartError`], before any pod was touched.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let log = Log::start(&config.log_filter, config.log_format).map_err(StartError::Log)?;
+    sys::process::raise_descriptor_limit();
+    capture::probe().map_err(StartError::Environment)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.run_dir)
+        .map_err(|cause| StartError::RunDir(config.run_dir.clone(), cause))?;
+    let shared = Arc::new(shared(&config, &log)?);
+    let workers = (0..config.workers)
+        .map(|index| start_worker(&shared, index))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(|cause| StartError::System("a worker", cause))?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(32)
+        .build()
+        .map_err(|cause| StartError::System("the control runtime", cause))?;
+    LocalSet::new().block_on(&runtime, run_control(config, shared, workers, log))
+}
+
+fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
+    let CaSpec::Directory(path) = &config.ca;
+    let authority = DirectoryCa::open(path, &config.trust_domain)
+        .map_err(StartError::Ca)?
+        .with_validity(config.cert_validity);
+    let metrics = Metrics::new(
+        config.workers,
+        &config.cluster_domain,
+        Some(log.dropped()),
+        Instant::now(),
+    );
+    let metrics = Arc::new(metrics);
+    let certificates = Certificates::new(Arc::new(authority), events::observer(&metrics));
+    let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
+    let index = Index::new(index_settings(config));
+    let world = World::new(index.snapshot(), policies.policies(), [], None);
+    Ok(Shared {
+        node: config.node.as_str().into(),
+        cluster_domain: config.cluster_domain.as_str().into(),
+        same_node: config.same_node,
+        world: ArcSwap::from_pointee(world),
+        certificates,
+        announcements: SameNode::default(),
+        metrics,
+        limits: tunnel::Limits::default(),
+    })
+}
+
+fn index_settings(config: &Config) -> identify::Settings {
+    identify::Settings {
+        trust_domain: config.trust_domain.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        enrol_labels: config.enrol_labels.clone(),
+        excluded_namespaces: config.excluded_namespaces.clone(),
+    }
+}
+
+async fn run_control(
+    config: Config,
+    shared: Arc<Shared>,
+    workers: Vec<mpsc::UnboundedSender<Command>>,
+    log: Log,
+) -> Result<(), StartError> {
+    let board = Arc::new(ArcSwap::from_pointee(Board::starting()));
+    let desk = Rc::new(Desk {
+        shared: shared.clone(),
+        board: board.clone(),
+        workers: workers.clone(),
+        config: config.clone(),
+        log,
+        started: Instant::now(),
+    });
+    let mut tasks = serve(&config, &desk)?;
+    tasks.push(task::spawn(
+        "certificates",
+        shared.certificates.clone().run(),
+    ));
+    let signals =
+        signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
+    let Source::Files(paths) = &config.source;
+    let files = Files::new(paths.clone());
+    let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
+    let index = Index::new(index_settings(&config));
+    let options = capture::Options {
+        workers: config.workers,
+        existing: existing(&config),
+    };
+    let enroller = Enroller::new(options);
+    tracing::info!(
+        node = %config.node,
+        version = env!("CARGO_PKG_VERSION"),
+        workers = config.workers,
+        "node daemon started",
+    );
+    let control = Control::new(
+        config,
+        shared,
+        workers.clone(),
+        index,
+        policies,
+        enroller,
+        board,
+    );
+    control.run(files, signals).await;
+    for worker in &workers {
+        let _ = worker.send(Command::End);
+    }
+    // Cut connections write their records on the way out.
+    tokio::time::sleep(FAREWELL).await;
+    tracing::info!("node daemon ended");
+    Ok(())
+}
+
+/// Serves admin, metrics and readiness.
+fn serve(config: &Config, desk: &Rc<Desk>) -> Result<Vec<task::Task>, StartError> {
+    let tcp = |purpose, address, flag| {
+        Listener::tcp(address).map_err(|cause| StartError::Listen {
+            purpose,
+            flag,
+            cause,
+        })
+    };
+    let unix = Listener::unix(&config.admin_socket()).map_err(|cause| StartError::Listen {
+        purpose: "admin",
+        flag: "--run-dir",
+        cause,
+    })?;
+    let mut tasks = Vec::new();
+    for listener in [unix, tcp("admin", config.admin, "--admin")?] {
+        let desk = desk.clone();
+        tasks.push(http_server(listener, move |request| {
+            let desk = desk.clone();
+            async move { http::admin::admin(&*desk, request).await }
+        }));
+    }
+    let listener = tcp("metrics", config.metrics, "--metrics")?;
+    let metrics = desk.clone();
+    tasks.push(http_server(listener, move |request| {
+        let response = http::admin::metrics(&*metrics, &request);
+        async move { response }
+    }));
+    let listener = tcp("readiness", config.ready, "--ready")?;
+    let ready = desk.clone();
+    tasks.push(http_server(listener, move |request| {
+        let response = http::admin::ready(&*ready, &request);
+        async move { response }
+    }));
+    Ok(tasks)
+}
+
+fn http_server<A>(listener: Listener, route: impl Fn(http::Request) -> A + 'static) -> task::Task
+where
+    A: Future<Output = http::Response> + 'static,
+{
+    task::spawn_local("http", async move {
+        let Err(error) = http::serve(listener, route).await;
+        tracing::error!(error = %error, "an admin server ended");
+    })
+}
+
+/// SIGTERM and SIGINT, as they come.
+fn signals(tasks: &mut Vec<task::Task>) -> io::Result<mpsc::UnboundedReceiver<()>> {
+    let (told, signals) = mpsc::unbounded_channel();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signal = signal(kind)?;
+        let told = told.clone();
+        tasks.push(task::spawn("signals", async move {
+            while signal.recv().await.is_some() {
+                let _ = told.send(());
+            }
+        }));
+    }
+    Ok(signals)
+}
+
+fn existing(config: &Config) -> capture::Existing {
+    match config.existing {
+        Existing::Keep => capture::Existing::Keep,
+        Existing::Reset => capture::Existing::Reset,
+    }
+}
+
+fn start_worker(shared: &Arc<Shared>, index: usize) -> io::Result<mpsc::UnboundedSender<Command>> {
+    let (commands, received) = mpsc::unbounded_channel();
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let shared = shared.clone();
+    let work = move || {
+        let local = LocalSet::new();
+        // Nobody else could serve this worker's connections, so the daemon ends with it and the
+        // pods fail closed until it is started again.
+        let abort = AbortOnPanic;
+        let seed = RandomState::new().hash_one(index);
+        let work = async move { Worker::new(shared, index, seed).run(received).await };
+        local.block_on(&runtime, work);
+        drop(abort);
+    };
+    thread::Builder::new()
+        .name(format!("adit-worker-{index}"))
+        .spawn(work)?;
+    Ok(commands)
+}
+
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("adit: a worker panicked outside of a connection; ending");
+            std::process::abort();
+        }
+    }
+}

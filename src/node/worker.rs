@@ -1,0 +1,449 @@
+//! One worker: a thread, its runtime, and every connection that was accepted on it.
+//!
+//! Workers share nothing on the path of a byte. Each has its own listeners in every pod, its own
+//! tunnels and its own register of live connections; the world is read through an atomic pointer.
+//! The control thread speaks to a worker by [`Command`]s, and a worker answers through the channels
+//! that come with them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+
+use crate::api;
+use crate::authorize::{Evaluator, Permit, Verdict};
+use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Port, WorkerListeners};
+use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
+use crate::node::account::Account;
+use crate::node::config;
+use crate::node::error::{Chain, Error};
+use crate::node::live::{Connection, Cut, Live};
+use crate::node::pod::Pod;
+use crate::node::same_node::SameNode;
+use crate::node::world::World;
+use crate::node::{inbound, listing, outbound, plaintext};
+use crate::pki::{Certificate, Certificates};
+use crate::task;
+use crate::telemetry::metrics::{Failure, Metrics, Recorder};
+use crate::tunnel::{self, Pool};
+
+/// How long a connection waits for its pod's first certificate.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
+/// How often the counters of connections that go on are brought up to date.
+const TICK: Duration = Duration::from_secs(2);
+/// Tunnel handshakes that one worker does at the same time; more wait their turn.
+const HANDSHAKES: usize = 64;
+
+/// What all workers and the control thread share.
+pub(crate) struct Shared {
+    /// This node's name.
+    pub(crate) node: Arc<str>,
+    /// The DNS domain of the cluster, for service names.
+    pub(crate) cluster_domain: Arc<str>,
+    /// How two pods of this node reach each other.
+    pub(crate) same_node: config::SameNode,
+    /// What is known now.
+    pub(crate) world: ArcSwap<World>,
+    /// A certificate per identity of this node.
+    pub(crate) certificates: Arc<Certificates>,
+    /// Connections between pods of this node that are under way.
+    pub(crate) announcements: SameNode,
+    /// All counters.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Deadlines and bounds of tunnels.
+    pub(crate) limits: tunnel::Limits,
+}
+
+impl Shared {
+    /// A service's name as metrics, logs and `Forwarded` have it.
+    pub(crate) fn hostname(&self, service: &Service) -> String {
+        service_hostname(service, &self.cluster_domain)
+    }
+}
+
+/// What the control thread tells a worker.
+pub(crate) enum Command {
+    /// Serve a pod with these listeners. Replaces those of the same pod, whose connections go on.
+    Serve(Pod, WorkerListeners),
+    /// Say how many live connections a pod has here.
+    CountLive(Arc<str>, oneshot::Sender<usize>),
+    /// Stop serving a pod and end its connections.
+    Release(Arc<str>, oneshot::Sender<()>),
+    /// The world changed: end what is now denied, and tunnels that lead nowhere.
+    WorldChanged,
+    /// List the live connections.
+    List(oneshot::Sender<Vec<api::Connection>>),
+    /// Accept nothing more, and say when the last connection has ended.
+    Drain(oneshot::Sender<()>),
+    /// End every connection now.
+    End,
+}
+
+/// One worker's state, shared by its tasks.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Pool,
+    pub(crate) live: Rc<Live>,
+    pub(crate) handshakes: Semaphore,
+    pub(crate) recorder: Recorder,
+    pub(crate) index: usize,
+    connections: Cell<u64>,
+    random: Cell<u64>,
+    server_configs: RefCell<HashMap<Identity, (u64, Arc<ServerConfig>)>>,
+    served: RefCell<HashMap<Arc<str>, Served>>,
+    /// The evaluator by which each pod's live connections were last checked.
+    checked: RefCell<HashMap<Arc<str>, Evaluator>>,
+    /// Tunnels, streams and connections that are in the gauges.
+    counted: Cell<[i64; 3]>,
+}
+
+struct Served {
+    pod: Rc<Pod>,
+    listeners: Vec<task::Task>,
+    ending: Rc<Ending>,
+}
+
+impl Worker {
+    /// A worker that serves nothing yet. `seed` makes its random draws differ from the others'.
+    pub(crate) fn new(shared: Arc<Shared>, index: usize, seed: u64) -> Rc<Self> {
+        let pool = Pool::new(shared.limits.clone());
+        Rc::new(Self {
+            recorder: shared.metrics.traffic.recorder(index),
+            shared,
+            pool,
+            live: Rc::default(),
+            handshakes: Semaphore::new(HANDSHAKES),
+            index,
+            connections: Cell::new(0),
+            random: Cell::new(seed),
+            server_configs: RefCell::default(),
+            served: RefCell::default(),
+            checked: RefCell::default(),
+            counted: Cell::default(),
+        })
+    }
+
+    /// Follows commands until the control thread is gone.
+    pub(crate) async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.follow(command),
+                    None => return,
+                },
+                _ = tick.tick() => self.count(),
+            }
+        }
+    }
+
+    /// Brings the counters up to date with connections that go on.
+    fn count(&self) {
+        for connection in self.live.all() {
+            connection.tally.flush();
+        }
+        let daemon = &self.shared.metrics.daemon;
+        let (tunnels, streams) = self.pool.load();
+        let now = [tunnels, streams, self.live.len()].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        let before = self.counted.replace(now);
+        let gauges = [
+            &daemon.tunnels.outbound,
+            &daemon.streams.outbound,
+            &daemon.connections,
+        ];
+        for (gauge, (now, before)) in gauges.into_iter().zip(now.into_iter().zip(before)) {
+            gauge.inc_by(now - before);
+        }
+    }
+
+    fn follow(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::Serve(pod, listeners) => self.serve(pod, listeners),
+            Command::CountLive(uid, answer) => {
+                let _ = answer.send(self.live.in_pod(&uid));
+            }
+            Command::Release(uid, answer) => {
+                self.release(&uid);
+                let _ = answer.send(());
+            }
+            Command::WorldChanged => self.world_changed(),
+            Command::List(answer) => {
+                let _ = answer.send(listing::connections(self));
+            }
+            Command::Drain(answer) => self.drain(answer),
+            Command::End => {
+                self.live.end(|_| Some(Cut::Drained));
+            }
+        }
+    }
+
+    /// What is known now.
+    pub(crate) fn world(&self) -> arc_swap::Guard<Arc<World>> {
+        self.shared.world.load()
+    }
+
+    /// The next number of a connection, unique in this daemon.
+    pub(crate) fn next_id(&self) -> u64 {
+        let count = self.connections.get() + 1;
+        self.connections.set(count);
+        (self.index as u64) << 48 | count
+    }
+
+    /// A random draw (SplitMix64): good enough to spread load, not for secrets.
+    pub(crate) fn draw(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The certificate of an identity of this node; waits for the first one, not for ever.
+    pub(crate) async fn certificate(&self, of: &Identity) -> Result<Arc<Certificate>, Error> {
+        match self.shared.certificates.current(of) {
+            Some(certificate) => Ok(certificate),
+            None => Ok(self.shared.certificates.wait(of, CERTIFICATE_WAIT).await?),
+        }
+    }
+
+    /// The server side of TLS for a certificate, made once per certificate.
+    pub(crate) fn server_config(&self, certificate: &Certificate) -> Arc<ServerConfig> {
+        let mut configs = self.server_configs.borrow_mut();
+        match configs.get(certificate.identity()) {
+            Some((epoch, config)) if *epoch == certificate.epoch() => config.clone(),
+            _ => {
+                let config = tunnel::tls::server_config(certificate);
+                let entry = (certificate.epoch(), config.clone());
+                configs.insert(certificate.identity().clone(), entry);
+                config
+            }
+        }
+    }
+
+    /// Asks a pod's policies; counts and logs what dry-run policies would have done.
+    pub(crate) fn decide(
+        &self,
+        evaluator: &Evaluator,
+        flow: Flow,
+        account: &Account,
+    ) -> Result<Permit, Error> {
+        let Verdict { decision, dry_run } = evaluator.decide(flow);
+        for would in &dry_run {
+            account.would(self, would);
+        }
+        decision.map_err(|refusal| Error::Authorize(Box::new(refusal)))
+    }
+
+    /// How the end of serving a pod is told to its tunnels.
+    pub(crate) fn ending(&self, pod: &Pod) -> Rc<Ending> {
+        let served = self.served.borrow();
+        // A pod that is not served any more ended before its connection got here.
+        served
+            .get(&pod.uid)
+            .map_or_else(Ending::over, |served| served.ending.clone())
+    }
+
+    /// Records a tunnel that did not come to be: there is no stream yet to account for.
+    pub(crate) fn handshake_failed(&self, pod: &Pod, source: SocketAddr, error: &Error) {
+        let failure = Failure {
+            direction: Direction::Inbound.as_str(),
+            reason: error.reason(),
+        };
+        self.shared
+            .metrics
+            .daemon
+            .handshake_failures
+            .get_or_create(&failure)
+            .inc();
+        tracing::info!(
+            src.addr = %source,
+            pod = %pod.name,
+            reason = error.reason(),
+            error = %Chain(error),
+            "tunnel refused",
+        );
+    }
+
+    fn serve(self: &Rc<Self>, pod: Pod, listeners: WorkerListeners) {
+        let pod = Rc::new(pod);
+        let WorkerListeners {
+            outbound,
+            inbound,
+            tunnel,
+        } = listeners;
+        let ports = [
+            (outbound, Port::Outbound),
+            (inbound, Port::Inbound),
+            (tunnel, Port::Tunnel),
+        ];
+        let mut tasks = Vec::new();
+        for (listeners, port) in ports {
+            for listener in listeners {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        let accepting = accept(self.clone(), pod.clone(), listener, port);
+                        tasks.push(task::spawn_local("accept", accepting));
+                    }
+                    Err(error) => {
+                        tracing::error!(pod = %pod.name, error = %error, "listener not usable");
+                    }
+                }
+            }
+        }
+        let mut served = self.served.borrow_mut();
+        let ending = served
+            .remove(&pod.uid)
+            .map(|before| before.ending)
+            .unwrap_or_default();
+        served.insert(
+            pod.uid.clone(),
+            Served {
+                pod,
+                listeners: tasks,
+                ending,
+            },
+        );
+    }
+
+    fn release(&self, uid: &str) {
+        if let Some(served) = self.served.borrow_mut().remove(uid) {
+            served.ending.reach(Stage::Over);
+            self.pool
+                .retain(|key| key.origin != served.pod.netns.cookie());
+        }
+        self.live
+            .end(|connection| (*connection.pod == *uid).then_some(Cut::PodReleased));
+        self.checked.borrow_mut().remove(uid);
+    }
+
+    /// Ends what the new world denies. Only pods whose policies changed are looked at, so that a
+    /// change elsewhere in the cluster costs this worker nothing.
+    fn world_changed(&self) {
+        let world = self.world();
+        let mut checked = self.checked.borrow_mut();
+        let mut changed: HashMap<&str, &Evaluator> = HashMap::new();
+        for (uid, local) in &world.pods {
+            let before = checked.insert(uid.clone(), local.evaluator.clone());
+            if !before.is_some_and(|before| before.same(&local.evaluator)) {
+                changed.insert(uid, &local.evaluator);
+            }
+        }
+        if !changed.is_empty() {
+            let denied = |connection: &Connection| {
+                let evaluator = changed.get(&*connection.pod);
+                evaluator.is_some_and(|evaluator| evaluator.recheck(&connection.permit).is_some())
+            };
+            self.live.revoke(denied);
+        }
+        self.pool.retain(|key| {
+            let workload = world.snapshot.workload_at(key.via.ip());
+            workload.is_some_and(|workload| workload.enrolled() && workload.identity == key.peer)
+        });
+    }
+
+    fn drain(self: &Rc<Self>, answer: oneshot::Sender<()>) {
+        for served in self.served.borrow_mut().values_mut() {
+            served.listeners.clear();
+            served.ending.reach(Stage::Begun);
+        }
+        let worker = self.clone();
+        let wait = async move {
+            while worker.live.len() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let _ = answer.send(());
+        };
+        task::spawn_local("drain", wait).detach();
+    }
+}
+
+/// Accepts on one listener until it is dropped.
+async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, port: Port) {
+    loop {
+        match capture::accept(&listener, port).await {
+            Ok(Accepted::Refused(refused)) => {
+                tracing::info!(
+                    pod = %pod.name,
+                    src.addr = %refused.source,
+                    dst.addr = %refused.dialled,
+                    "connection to one of our own ports refused",
+                );
+            }
+            Ok(Accepted::Captured(captured)) => {
+                let (worker, pod) = (worker.clone(), pod.clone());
+                match port {
+                    Port::Outbound => {
+                        task::spawn_local("outbound", outbound::carry(worker, pod, captured))
+                    }
+                    Port::Inbound => {
+                        task::spawn_local("plaintext", plaintext::carry(worker, pod, captured))
+                    }
+                    Port::Tunnel => {
+                        task::spawn_local("tunnel", inbound::serve(worker, pod, captured))
+                    }
+                }
+                .detach();
+            }
+            Err(error @ AcceptError::Exhausted(_)) => {
+                tracing::warn!(pod = %pod.name, error = %Chain(&error), "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            // The next comparison with the kernel finds it gone and makes another.
+            Err(error @ AcceptError::Broken(_)) => {
+                tracing::error!(pod = %pod.name, error = %Chain(&error), "listener broke");
+                return;
+            }
+        }
+    }
+}
+
+/// How far the end of serving a pod has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// It has not begun.
+    #[default]
+    Not,
+    /// No new streams; those that run may end.
+    Begun,
+    /// Nothing more.
+    Over,
+}
+
+/// Tells the tunnels of a pod that it is not served any longer.
+#[derive(Default)]
+pub(crate) struct Ending {
+    stage: Cell<Stage>,
+    wake: Notify,
+}
+
+impl Ending {
+    fn over() -> Rc<Self> {
+        Rc::new(Self {
+            stage: Cell::new(Stage::Over),
+            wake: Notify::new(),
+        })
+    }
+
+    fn reach(&self, stage: Stage) {
+        self.stage.set(stage.max(self.stage.get()));
+        self.wake.notify_waiters();
+    }
+
+    /// Waits until the end has come that far.
+    pub(crate) async fn reached(&self, stage: Stage) {
+        loop {
+            let wake = self.wake.notified();
+            if self.stage.get() >= stage {
+                return;
+            }
+            wake.await;
+        }
+    }
+}
