@@ -4,9 +4,11 @@
 //! The peer stands in the pod of a node that runs no Adit, with a certificate of the authority that
 //! the daemons share. The index knows the pod as enrolled, so the daemon tunnels to it.
 //!
-//! What Envoy does with ends is its own: when the server ends first, it sends the last data with
-//! END_STREAM, then RST_STREAM(NO_ERROR), and drops what the client says after that. So nothing here
-//! asks Envoy for a half-open connection in that direction.
+//! What Envoy does with ends is its own: when its application ends first, it sends the last data with
+//! END_STREAM, then RST_STREAM(NO_ERROR), and drops what the client says after that; and when data
+//! still wait for the window at that moment, it drops them too and sends RST_STREAM(INTERNAL_ERROR).
+//! So nothing here asks Envoy for a half-open connection in that direction, nor for more than fits
+//! into a first window; what is asked is that Adit never makes such a loss look like an end.
 
 #[allow(
     dead_code,
@@ -23,7 +25,7 @@ mod envoy;
 #[path = "interop/peer.rs"]
 mod peer;
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -105,7 +107,7 @@ impl World {
     }
 }
 
-/// A mebibyte without pattern, more than any window or buffer holds at first.
+/// Bytes without pattern.
 fn noise(seed: u64) -> Vec<u8> {
     let mut state = seed;
     let words = std::iter::repeat_with(|| {
@@ -114,7 +116,7 @@ fn noise(seed: u64) -> Vec<u8> {
         state ^= state << 17;
         state.to_le_bytes()
     });
-    words.flatten().take(1 << 20).collect()
+    words.flatten().take(MUCH).collect()
 }
 
 /// What the client says in these tests, and what the server answers.
@@ -158,10 +160,15 @@ fn call_and_end_first(conn: &Conn, heard: &Heard) -> SocketAddr {
     from
 }
 
-/// An application that answers at once and ends, before the client has said anything.
-fn answer_at_once(pod: &Pod) -> Server {
-    pod.listen(APP).serve(|conn| {
-        conn.send(&noise(BACK));
+/// More than any window or buffer holds at first.
+const MUCH: usize = 1 << 20;
+/// What fits into the first window of a stream.
+const LITTLE: usize = 32 << 10;
+
+/// An application that answers so much at once and ends, before the client has said anything.
+fn answer_at_once(pod: &Pod, much: usize) -> Server {
+    pod.listen(APP).serve(move |conn| {
+        conn.send(&noise(BACK)[..much]);
         conn.finish();
         // The socket must not be closed on unread bytes, which would make the end a reset.
         let _ = conn.ending();
@@ -169,9 +176,13 @@ fn answer_at_once(pod: &Pod) -> Server {
 }
 
 #[track_caller]
-fn call_and_end_last(conn: &Conn) {
+fn call_and_end_last(conn: &Conn, much: usize) {
     let back = read_all(conn);
-    assert!(back == noise(BACK), "{} bytes came back", back.len());
+    assert!(
+        back == noise(BACK)[..much],
+        "{} bytes came back",
+        back.len()
+    );
 }
 
 /// Panics unless the connection ends without a byte.
@@ -199,8 +210,8 @@ fn envoy_as_client_bytes_ends_and_identities_are_exact() {
         }
     }
     {
-        let _server = answer_at_once(&world.own);
-        call_and_end_last(&world.dial_envoy());
+        let _server = answer_at_once(&world.own, MUCH);
+        call_and_end_last(&world.dial_envoy(), MUCH);
     }
     let (client, server) = (world.peer.identity(), world.own.identity());
     envoy.logs(&["UPSTREAM", &server]);
@@ -268,8 +279,8 @@ fn envoy_as_server_bytes_ends_and_identities_are_exact() {
         }
     }
     {
-        let _server = answer_at_once(&world.peer);
-        call_and_end_last(&world.dial_peer());
+        let _server = answer_at_once(&world.peer, LITTLE);
+        call_and_end_last(&world.dial_peer(), LITTLE);
     }
     let (client, server) = (world.own.identity(), world.peer.identity());
     let authority = world.peer.at(APP).to_string();
@@ -281,6 +292,22 @@ fn envoy_as_server_bytes_ends_and_identities_are_exact() {
         record.has(&[("src.identity", &client), ("dst.identity", &server)]),
         "{record:?}"
     );
+}
+
+#[test]
+fn what_envoy_as_server_loses_never_looks_like_an_end() {
+    let world = World::new();
+    let _envoy = world.envoy_server(&world.peer.identity(), "cluster.local");
+    let _server = answer_at_once(&world.peer, MUCH);
+    for _ in 0..10 {
+        let mut back = Vec::new();
+        let read = world.dial_peer().stream().read_to_end(&mut back);
+        assert!(noise(BACK).starts_with(&back), "changed bytes");
+        match read {
+            Ok(_) => assert_eq!(back.len(), MUCH, "a loss looks like an end"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+    }
 }
 
 #[test]
@@ -362,8 +389,8 @@ fn node_as_server_bytes_ends_and_identities_are_exact() {
         }
     }
     {
-        let _server = answer_at_once(&world.peer);
-        call_and_end_last(&world.dial_peer());
+        let _server = answer_at_once(&world.peer, MUCH);
+        call_and_end_last(&world.dial_peer(), MUCH);
     }
     // Nothing listens any more: the dial fails, and the application is told so.
     assert_eq!(world.dial_peer().ending(), Outcome::Reset);
