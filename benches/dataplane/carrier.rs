@@ -190,6 +190,7 @@ impl Carrier {
             let credential: Credential = authority.issue(&pod.identity(), &pod.name)?;
             let sidecar = Sidecar {
                 credential: &credential,
+                trusts: "cluster.local",
                 log: None,
             };
             let configuration = if Arc::ptr_eq(pod, &self.client) {

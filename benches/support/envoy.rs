@@ -22,7 +22,7 @@ const BUFFER: u32 = 1 << 20;
 /// As good as no limit; Envoy's own are made for fewer connections than the benchmark opens.
 const MANY: u32 = 1_000_000;
 
-/// Where the program is: `ENVOY_BIN`, else where `scripts/lib/envoy` installs it.
+/// Where the program is: `ENVOY_BIN`, else where `scripts/lib/envoy.sh` installs it.
 pub(crate) fn binary() -> Result<PathBuf> {
     let path = match std::env::var_os("ENVOY_BIN") {
         Some(path) => PathBuf::from(path),
@@ -30,7 +30,7 @@ pub(crate) fn binary() -> Result<PathBuf> {
     };
     ensure!(
         path.is_file(),
-        "Envoy is not here: run scripts/lib/envoy, set ENVOY_BIN, or leave it out"
+        "Envoy is not here: run scripts/lib/envoy.sh, set ENVOY_BIN, or leave it out"
     );
     Ok(path)
 }
@@ -131,12 +131,14 @@ pub(crate) struct Tunnel {
 #[derive(Debug)]
 pub(crate) struct Sidecar<'a> {
     pub(crate) credential: &'a Credential,
+    /// The trust domain whose clients it takes.
+    pub(crate) trusts: &'a str,
     /// Where one line is written for each connection; none is if this is `None`.
     pub(crate) log: Option<&'a Path>,
 }
 
 /// What a line of the log holds, in this order.
-pub(crate) const LOG_FIELDS: &str = "%RESPONSE_CODE% %DOWNSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_URI_SAN% \
+pub(crate) const LOG_FIELDS: &str = "%RESPONSE_CODE% DOWNSTREAM=%DOWNSTREAM_PEER_URI_SAN% UPSTREAM=%UPSTREAM_PEER_URI_SAN% \
      %REQ(:AUTHORITY)% %RESPONSE_FLAGS% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
 
 impl Sidecar<'_> {
@@ -190,7 +192,7 @@ impl Sidecar<'_> {
                             "typed_config": {
                                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig",
                                 "trust_domains": [{
-                                    "name": "cluster.local",
+                                    "name": self.trusts,
                                     "trust_bundle": { "filename": self.credential.root },
                                 }],
                             },
