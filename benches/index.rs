@@ -40,6 +40,7 @@ fn load(name: &str, pod: fn(u32, &mut dyn Write)) -> (tempfile::TempDir, Index) 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let bytes = cluster(dir.path(), pod);
     let before = memory("VmRSS");
+    let cpu_before = cpu();
     let start = Instant::now();
     let mut files = Files::new(vec![dir.path().to_owned()]);
     let mut index = Index::new(Settings::new(
@@ -47,19 +48,19 @@ fn load(name: &str, pod: fn(u32, &mut dyn Write)) -> (tempfile::TempDir, Index) 
     ));
     let poll = files.poll();
     let read = start.elapsed();
-    let rejected = index.apply(&poll.changes);
+    let rejected = index.apply(poll.changes);
     let snapshot = index.snapshot();
     let loaded = start.elapsed();
+    let cpu = cpu() - cpu_before;
     assert!(poll.problems.is_empty(), "{:?}", poll.problems);
     assert!(rejected.is_empty(), "{rejected:?}");
-    drop(poll);
     let peak = memory("VmHWM");
     let counts = snapshot.counts();
     assert_eq!(counts.workloads, PODS as usize);
     assert_eq!(counts.services, SERVICES as usize);
     say(&format!(
         "{name}: {} pods, {} services, {:.0} MB of YAML: loaded in {:.2} s (files {:.2} s), \
-         peak {:.0} MB, now {:.0} MB resident ({:.0} MB before)",
+         {cpu:.2} s of CPU, peak {:.0} MB, now {:.0} MB resident ({:.0} MB before)",
         counts.workloads,
         counts.services,
         bytes as f64 / 1e6,
@@ -109,7 +110,7 @@ fn changes(index: &mut Index) {
     for pod in &pods {
         let change = [Change::Upsert(changed(pod))];
         let start = Instant::now();
-        index.apply(&change);
+        index.apply(change);
         let snapshot = index.snapshot();
         times.push(start.elapsed().as_secs_f64() * 1e6);
         held = snapshot;
@@ -162,7 +163,7 @@ fn steps(criterion: &mut Criterion, index: &mut Index) {
             } else {
                 object(&pods[at])
             };
-            index.apply(&[Change::Upsert(change)]);
+            index.apply([Change::Upsert(change)]);
             index.snapshot()
         });
     });
@@ -225,6 +226,15 @@ fn quantiles(mut times: Vec<f64>) -> (f64, f64, f64) {
     times.sort_by(f64::total_cmp);
     let at = |q: usize| times[(times.len() - 1) * q / 100];
     (at(50), at(99), at(100))
+}
+
+/// Seconds of CPU that this process has used.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("proc");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks: u64 = ticks.map(|t| t.parse::<u64>().expect("a number")).sum();
+    ticks as f64 / 100.0
 }
 
 /// A line of /proc/self/status in MB.

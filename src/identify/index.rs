@@ -5,6 +5,7 @@
 //! a slice its service. Objects may come in any order: a pod before its namespace has no namespace
 //! labels until that comes, one before its node no zone.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use crate::identify::Settings;
 use crate::identify::addresses::{Contested, claims, same_pod};
 use crate::identify::enrolment::{Facts, decide, enrolment};
+use crate::identify::identities::Identities;
 use crate::identify::services::Services;
 use crate::identify::snapshot::{Record, Snapshot};
 use crate::identify::table::pair;
@@ -41,8 +43,7 @@ pub struct Index {
     namespaces: HashMap<Arc<str>, Labels>,
     nodes: HashMap<Arc<str>, Node>,
     contested: Contested,
-    /// By namespace and service account, each identity with the number of its pods.
-    identities: HashMap<Arc<str>, HashMap<Arc<str>, (Identity, usize)>>,
+    identities: Identities,
     services: Services,
 }
 
@@ -56,7 +57,7 @@ impl Index {
             namespaces: HashMap::new(),
             nodes: HashMap::new(),
             contested: Contested::default(),
-            identities: HashMap::new(),
+            identities: Identities::default(),
             services: Services::default(),
         }
     }
@@ -69,10 +70,16 @@ impl Index {
 
     /// Takes changes in, in their order, and says which could not be. Policies are not its own:
     /// they are passed over.
-    pub fn apply(&mut self, changes: &[Change]) -> Vec<Rejected> {
+    ///
+    /// Changes may be lent or given. Given ones are dropped one by one on the way, which spares
+    /// memory when there is a whole cluster of them.
+    pub fn apply<C: Borrow<Change>>(
+        &mut self,
+        changes: impl IntoIterator<Item = C>,
+    ) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         for change in changes {
-            match change {
+            match change.borrow() {
                 Change::Upsert(object) => rejected.extend(self.upsert(object).err()),
                 Change::Remove(key) => self.remove(key),
             }
@@ -115,7 +122,7 @@ impl Index {
             Kind::Pod => {
                 if let Some(old) = self.state.record(&key.namespace, &key.name).cloned() {
                     self.detach(&old);
-                    self.release_identity(&old.workload);
+                    self.identities.release(&old.workload);
                 }
             }
             Kind::Service => {
@@ -131,12 +138,21 @@ impl Index {
     }
 
     fn upsert_pod(&mut self, pod: &Pod) -> Result<(), Rejected> {
-        let identity = self.identity(pod)?;
+        let domain = &self.settings.trust_domain;
+        let identity = self.identities.of(domain, pod);
+        let identity = identity.map_err(|cause| Rejected {
+            object: Key {
+                kind: Kind::Pod,
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+            },
+            cause,
+        })?;
         let workload = self.workload(pod, identity);
         let fresh = |workload| Record::new(workload, pod.created, pod.terminating, pod.sidecar);
         let old = self.state.record(&pod.namespace, &pod.name).cloned();
         let Some(old) = old else {
-            self.retain_identity(pod, &workload.identity);
+            self.identities.retain(pod, &workload.identity);
             self.attach(fresh(Arc::new(workload)));
             return Ok(());
         };
@@ -148,9 +164,9 @@ impl Index {
             Arc::new(workload)
         });
         if !(same && new.ranks_as(&old)) {
-            self.retain_identity(pod, &new.workload.identity);
+            self.identities.retain(pod, &new.workload.identity);
             self.detach(&old);
-            self.release_identity(&old.workload);
+            self.identities.release(&old.workload);
             self.attach(new);
         }
         Ok(())
@@ -273,44 +289,6 @@ impl Index {
         let nodes = &self.nodes;
         let zone = |node: &str| nodes.get(node).map(|node| node.zone.clone());
         self.services.zones_changed(&mut self.state, &zone);
-    }
-
-    fn identity(&self, pod: &Pod) -> Result<Identity, Rejected> {
-        let accounts = self.identities.get(&pod.namespace);
-        if let Some((known, _)) = accounts.and_then(|all| all.get(&pod.service_account)) {
-            return Ok(known.clone());
-        }
-        let domain = &self.settings.trust_domain;
-        Identity::new(domain, &pod.namespace, &pod.service_account).map_err(|cause| Rejected {
-            object: Key {
-                kind: Kind::Pod,
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-            },
-            cause,
-        })
-    }
-
-    fn retain_identity(&mut self, pod: &Pod, identity: &Identity) {
-        let accounts = self.identities.entry(pod.namespace.clone()).or_default();
-        let known = accounts.entry(pod.service_account.clone());
-        known.or_insert_with(|| (identity.clone(), 0)).1 += 1;
-    }
-
-    fn release_identity(&mut self, workload: &Workload) {
-        let Some(accounts) = self.identities.get_mut(&workload.namespace) else {
-            return;
-        };
-        let account = workload.identity.service_account();
-        if let Some((_, pods)) = accounts.get_mut(account) {
-            *pods -= 1;
-            if *pods == 0 {
-                accounts.remove(account);
-            }
-        }
-        if accounts.is_empty() {
-            self.identities.remove(&workload.namespace);
-        }
     }
 }
 

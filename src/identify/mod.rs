@@ -12,6 +12,7 @@
 mod addresses;
 mod backends;
 mod enrolment;
+mod identities;
 mod index;
 mod resolve;
 mod services;

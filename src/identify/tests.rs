@@ -21,18 +21,18 @@ fn labels(words: &str) -> Labels {
 }
 
 fn namespace(name: &str, words: &str) -> Object {
-    Object::Namespace(Namespace {
+    Object::Namespace(Box::new(Namespace {
         name: name.into(),
         labels: labels(words),
-    })
+    }))
 }
 
 fn node(name: &str, zone: &str) -> Object {
-    Object::Node(Node {
+    Object::Node(Box::new(Node {
         name: name.into(),
         zone: zone.into(),
         region: "r".into(),
-    })
+    }))
 }
 
 /// A running pod of namespace `shop`, enrolled by its own label.
@@ -572,7 +572,7 @@ fn a_nodes_zone_reaches_pods_and_services_at_any_time() {
     ]);
     let mut ways = |changes: &[Object]| {
         index.apply(
-            &changes
+            changes
                 .iter()
                 .cloned()
                 .map(Change::Upsert)

@@ -151,6 +151,10 @@ impl Ledger {
     ) -> Outcome {
         let mut outcome = Outcome::default();
         self.round = self.round.wrapping_add(1);
+        // Room for exactly what is known to come, since it may be a whole cluster.
+        changes.reserve_exact(reading.objects.len());
+        self.owners
+            .reserve(reading.objects.len().saturating_sub(old.len()));
         let mut objects = std::mem::take(&mut reading.objects).into_iter().peekable();
         for (at, chunk) in reading.chunks.iter_mut().enumerate() {
             let line = chunk.line;

@@ -126,13 +126,14 @@ impl fmt::Display for Key {
     }
 }
 
-/// One object of the cluster. A clone shares what is big.
+/// One object of the cluster. It is two words in size, since there are many of them at once when a
+/// source is first read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A namespace.
-    Namespace(Namespace),
+    Namespace(Box<Namespace>),
     /// A node.
-    Node(Node),
+    Node(Box<Node>),
     /// A pod.
     Pod(Box<Pod>),
     /// A service that has ports to dial; `ExternalName` services are not read.

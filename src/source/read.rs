@@ -41,7 +41,7 @@ pub(super) fn key(
 
 /// A name that can stand in an identity, a host name and a metric.
 fn word<'a>(field: &str, text: &'a str) -> Result<&'a str, Invalid> {
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if text.is_empty() {
         return Err(format!("{field} is missing"));
     }
@@ -53,21 +53,21 @@ fn word<'a>(field: &str, text: &'a str) -> Result<&'a str, Invalid> {
 
 /// A Namespace.
 pub(super) fn namespace(raw: &raw::Bare<'_>, key: Key, interner: &mut Interner) -> Object {
-    Object::Namespace(object::Namespace {
+    Object::Namespace(Box::new(object::Namespace {
         name: key.name,
         labels: interner.labels(raw.metadata.labels.iter()),
-    })
+    }))
 }
 
 /// A Node.
 pub(super) fn node(raw: &raw::Bare<'_>, key: Key, interner: &mut Interner) -> Object {
     let labels = &raw.metadata.labels;
     let mut label = |key| interner.text(labels.value(key).unwrap_or_default());
-    Object::Node(object::Node {
+    Object::Node(Box::new(object::Node {
         zone: label("topology.kubernetes.io/zone"),
         region: label("topology.kubernetes.io/region"),
         name: interner.text(&key.name),
-    })
+    }))
 }
 
 /// A Pod.
@@ -265,6 +265,7 @@ fn endpoint(
     family: Family,
     interner: &mut Interner,
 ) -> Result<object::Endpoint, Invalid> {
+    // Endpoints without an address have been left out.
     let ip = raw.addresses[0].0;
     if Family::of(ip) != family {
         return Err(format!("endpoint {ip} is not of the slice's addressType"));

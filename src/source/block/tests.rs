@@ -168,8 +168,8 @@ fn apply(text: &mut String, edit: &Edit) {
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
     let line = |share: f64| place(share, lines.len());
     match *edit {
-        _ if lines.is_empty() => return,
-        Edit::Insert(at, c) => return text.insert(place(at, text.len()), c),
+        _ if lines.is_empty() => {}
+        Edit::Insert(at, c) => text.insert(place(at, text.len()), c),
         Edit::Delete(at) => drop(text.remove(place(at, text.len()))),
         Edit::Indent(at, n) => {
             let at = line(at);
