@@ -127,6 +127,7 @@ impl Launch {
         let status = daemon.await_end(deadline);
         Finished {
             status,
+            answer: String::new(),
             output: daemon.log(),
         }
     }
@@ -136,6 +137,8 @@ impl Launch {
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
+    /// What it printed as its answer, where that stood apart.
+    pub(crate) answer: String,
     /// Everything it printed.
     pub(crate) output: String,
 }
@@ -156,10 +159,12 @@ pub(crate) fn adit(namespace: Option<&Namespace>, args: &[&str]) -> Finished {
     clean(&mut command);
     let output = command.args(args).stdin(Stdio::null()).output();
     let output = output.expect("the program under test is built");
-    let text = [output.stdout, output.stderr].concat();
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    let aside = String::from_utf8_lossy(&output.stderr);
     Finished {
         status: output.status,
-        output: String::from_utf8_lossy(&text).into_owned(),
+        output: format!("{answer}{aside}"),
+        answer,
     }
 }
 
