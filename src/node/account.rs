@@ -51,12 +51,12 @@ impl Account {
     }
 
     /// Where the relay counts its bytes; its near side is the source.
-    pub(crate) fn from_source(&self) -> &Meter {
+    pub(crate) fn meter_from_source(&self) -> &Meter {
         &self.tally.meter
     }
 
     /// Where the relay counts its bytes; its near side is the destination.
-    pub(crate) fn from_destination(&self) -> &Meter {
+    pub(crate) fn meter_from_destination(&self) -> &Meter {
         self.tally.flipped.set(true);
         &self.tally.meter
     }

@@ -161,7 +161,7 @@ async fn arrive(
     let stream = request.accept()?;
     let live = account.live(worker, &pod.uid, &permit);
     tokio::select! {
-        end = deliver::relay(&permit, app, stream, account.from_destination()) => Ok(end),
+        end = deliver::relay(&permit, app, stream, account.meter_from_destination()) => Ok(end),
         cut = live.ended() => Err(Error::Cut(cut)),
     }
 }
@@ -302,7 +302,7 @@ async fn arrive_same_node(
     let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
     let live = account.live(worker, &pod.uid, &permit);
     tokio::select! {
-        end = deliver::splice(&permit, guard.into_inner(), app, account.from_source()) => Ok(end),
+        end = deliver::splice(&permit, guard.into_inner(), app, account.meter_from_source()) => Ok(end),
         cut = live.ended() => Err(Error::Cut(cut)),
     }
 }

@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// What happened beside the loop.
 enum Event {
     /// The files were looked at.
-    Polled(Files, Poll),
+    Polled(Box<Files>, Poll),
     /// An enrolment ended.
     Enrolled(Wanted, Result<Enrolled, String>),
     /// A drain began or a release ended.
@@ -157,7 +157,7 @@ impl Control {
             Event::Polled(..) if self.ending.is_some() => {}
             Event::Polled(files, poll) => {
                 self.sources(poll);
-                self.poll(files, POLL);
+                self.poll(*files, POLL);
             }
             Event::Drained => {
                 tracing::info!("drained");
@@ -186,7 +186,7 @@ impl Control {
                 (files, poll)
             });
             if let Some((files, poll)) = read.await {
-                let _ = events.send(Event::Polled(files, poll));
+                let _ = events.send(Event::Polled(Box::new(files), poll));
             }
         };
         task::spawn("poll", poll).detach();
@@ -203,10 +203,7 @@ impl Control {
         daemon.source_loads.inc();
         daemon.source_changes.inc_by(poll.changes.len() as u64);
         tracing::info!(changes = poll.changes.len(), "sources read");
-        let (policies, objects): (Vec<_>, Vec<_>) = poll
-            .changes
-            .into_iter()
-            .partition(|change| is_policy(change));
+        let (policies, objects): (Vec<_>, Vec<_>) = poll.changes.into_iter().partition(is_policy);
         for change in policies.into_iter().filter_map(policy_change) {
             self.policies.apply(change);
         }
