@@ -48,7 +48,7 @@ pub struct Capture {
     pub(crate) v6: bool,
     pub(crate) mode: Mode,
     pub(crate) slots: Vec<Slot>,
-    pub(crate) held: Held,
+    pub(crate) noted: Noted,
     fresh: Vec<WorkerListeners>,
     treated: Treated,
 }
@@ -64,7 +64,7 @@ pub(crate) struct Slot {
 
 /// What the kernel said of the rules after they were written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct Noted {
     pub(crate) listing: String,
     pub(crate) generation: u32,
 }
@@ -92,7 +92,7 @@ pub fn enrol(netns: &Netns, addresses: &[IpAddr], options: &Options) -> Result<C
         v6: loopback(true)?,
         mode: Mode::Full,
         slots: Vec::new(),
-        held: Held::default(),
+        noted: Noted::default(),
         fresh: workers(options.workers),
         treated: Treated::default(),
     };
@@ -157,7 +157,7 @@ pub fn clean(netns: &Netns) -> Result<(), Error> {
 
 impl Capture {
     /// The listeners made since the last call, one set per worker, in their order. After
-    /// [`enrol`] these are all there are; after [`Capture::repair`] those it had to make again,
+    /// [`enrol()`] these are all there are; after [`Capture::repair`] those it had to make again,
     /// and the sets of most workers may be empty.
     pub fn take_listeners(&mut self) -> Vec<WorkerListeners> {
         std::mem::replace(&mut self.fresh, workers(self.options.workers))
@@ -194,7 +194,8 @@ impl Capture {
             .collect();
         self.treated.kept.retain(|kept| open.contains(kept));
         if self.treated.kept.is_empty() {
-            self.write(Mode::Full, &[])?;
+            self.write(Mode::Full, &[], false)?;
+            self.note()?;
         }
         Ok(())
     }
@@ -225,15 +226,13 @@ impl Capture {
     pub fn stop_new(&mut self) -> Result<(), Error> {
         let own = belongs(&self.netns, &self.addresses)?;
         let carried = self.carried(&own)?;
-        self.write(Mode::Draining, &carried)?;
+        self.write(Mode::Draining, &carried, true)?;
         self.treated.kept.clear();
-        // What was captured while the rules were being written is seen now. Not by writing them
-        // again: since they stand, they have been noting our own new connections themselves.
+        // What was captured while the rules were being written is seen now.
         let mut missed = self.carried(&own)?;
         missed.retain(|connection| !carried.contains(connection));
-        if !missed.is_empty() {
-            nft::commit(&self.netns, &rules::addition(&missed))?;
-        }
+        nft::commit(&self.netns, &rules::thaw(&missed))?;
+        self.note()?;
         self.settle()
     }
 
@@ -247,7 +246,8 @@ impl Capture {
         if self.mode == Mode::Full {
             return Ok(());
         }
-        self.renew(&Before::Draining)
+        let before = before(&self.netns)?;
+        self.renew(&before)
     }
 
     /// Leaves the namespace exactly as it was found. What is still carried is reset, so that the
@@ -357,18 +357,22 @@ impl Capture {
             .filter(|stray| before.spares(stray))
             .map(Connection::of)
             .collect();
-        self.write(Mode::Full, &kept)?;
-        // Once the rules stand no new stray can appear; but some may have, just before.
-        let strays = self.lasting_strays(own)?;
-        let missed: Vec<_> = strays
-            .iter()
-            .filter(|stray| before.spares(stray) && !kept.contains(&Connection::of(stray)))
-            .map(Connection::of)
-            .collect();
-        if !missed.is_empty() {
-            kept.extend(missed);
-            self.write(Mode::Full, &kept)?;
+        if before.lets_pass() {
+            self.write(Mode::Full, &kept, true)?;
+            // No new stray can appear any more; but some may have, just before. What they send is
+            // held until they are known.
+            let strays = self.lasting_strays(own)?;
+            let spared = strays.iter().filter(|stray| before.spares(stray));
+            let known: HashSet<_> = kept.iter().copied().collect();
+            kept.extend(
+                spared
+                    .map(Connection::of)
+                    .filter(|stray| !known.contains(stray)),
+            );
         }
+        self.write(Mode::Full, &kept, false)?;
+        self.note()?;
+        let strays = self.lasting_strays(own)?;
         // These are stuck: their packets come round to us, and we know nothing of them. Those that
         // are about to end do so by themselves, and may have something left to be read.
         let stuck = strays
@@ -392,7 +396,8 @@ impl Capture {
             .iter()
             .filter(|stray| kept.contains(&Connection::of(stray)));
         self.treated.reset += end(&self.netns, open)?;
-        self.write(Mode::Full, &[])
+        self.write(Mode::Full, &[], false)?;
+        self.note()
     }
 
     /// The strays that are there at two looks. A look takes its time, and a connection that is
@@ -411,18 +416,24 @@ impl Capture {
         Ok(strays)
     }
 
-    fn write(&mut self, mode: Mode, connections: &[Connection]) -> Result<(), Error> {
+    fn write(&mut self, mode: Mode, connections: &[Connection], held: bool) -> Result<(), Error> {
         let rules = Rules {
             mode,
             v6: self.v6,
             connections,
+            held,
         };
         nft::commit(&self.netns, &rules.transaction())?;
         self.mode = mode;
+        Ok(())
+    }
+
+    /// Notes how the kernel has the rules, to compare with later.
+    fn note(&mut self) -> Result<(), Error> {
         // The number first: a change between the two is then one that `verify` looks into.
-        self.held.generation = netlink::generation(&self.netns)
+        self.noted.generation = netlink::generation(&self.netns)
             .map_err(Error::kernel("ask for the rules' generation"))?;
-        self.held.listing = nft::table(&self.netns)?.unwrap_or_default();
+        self.noted.listing = nft::table(&self.netns)?.unwrap_or_default();
         Ok(())
     }
 
@@ -466,19 +477,20 @@ fn before(netns: &Netns) -> Result<Before, Error> {
         return Ok(Before::Nothing);
     }
     let listing = nft::table(netns)?.unwrap_or_default();
-    if is_draining(&listing) {
-        return Ok(Before::Draining);
-    }
-    let mut kept = Vec::new();
+    let mut known = Vec::new();
     for name in SET_NAMES {
-        kept.extend(
+        known.extend(
             nft::set(netns, name)?
                 .as_deref()
                 .map(read_connections)
                 .unwrap_or_default(),
         );
     }
-    Ok(Before::Captured(kept))
+    Ok(if is_draining(&listing) {
+        Before::Draining(known)
+    } else {
+        Before::Captured(known)
+    })
 }
 
 /// Takes away rules and routes, as much as can be.
