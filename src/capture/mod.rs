@@ -12,6 +12,7 @@
 //! listeners are gone is cut off; never open.
 
 mod accept;
+mod commit;
 mod enrol;
 mod existing;
 mod nft;
