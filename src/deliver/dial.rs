@@ -164,7 +164,8 @@ impl Bound {
 
 async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, Error> {
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
-    match tokio::time::timeout(DEADLINE, connecting).await {
+    // Boxed, because the caller's future lives as long as its connection.
+    match Box::pin(tokio::time::timeout(DEADLINE, connecting)).await {
         Ok(connected) => connected.map_err(|cause| Error::of(to, cause)),
         Err(_) => Err(Error::Timeout { to }),
     }

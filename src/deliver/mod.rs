@@ -14,6 +14,7 @@
 
 mod app;
 mod dial;
+mod duct;
 mod relay;
 mod splice;
 

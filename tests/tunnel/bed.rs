@@ -228,11 +228,18 @@ pub(crate) fn flow(to: SocketAddr, identity: Identity) -> Flow {
         identity: None,
         workload: None,
     };
-    let destination = Local {
-        addr: to,
-        workload: Some(Arc::new(workload(identity))),
-        service: None,
-    };
+    thread_local! {
+        /// One workload per identity, as the index has it.
+        static KNOWN: RefCell<Vec<Arc<Workload>>> = const { RefCell::new(Vec::new()) };
+    }
+    let workload = KNOWN.with_borrow_mut(|known| {
+        let found = known.iter().find(|workload| workload.identity == identity).cloned();
+        found.unwrap_or_else(|| {
+            known.push(Arc::new(workload(identity)));
+            known[known.len() - 1].clone()
+        })
+    });
+    let destination = Local { addr: to, workload: Some(workload), service: None };
     Flow {
         direction: Direction::Outbound,
         source: peer,
@@ -257,35 +264,46 @@ async fn serve(bed: Rc<Bed>, listener: TcpListener, server: Arc<Certificate>) {
                     () = bed.drain.notified() => { incoming.drain(); continue }
                 };
                 let Some(Ok(request)) = next else { return };
-                task::spawn_local("stream", answer(bed.clone(), request)).detach();
+                let answer = answer(bed.clone(), request);
+                task::spawn_local("stream", async move {
+                    if let Some((permit, app, stream, ends)) = Box::pin(answer).await {
+                        let meter = Meter::default();
+                        ends.add(Ok(deliver::relay(&permit, app, stream, &meter).await));
+                    }
+                })
+                .detach();
             }
         })
         .detach();
     }
 }
 
-async fn answer(bed: Rc<Bed>, request: tunnel::Request) {
+async fn answer(
+    bed: Rc<Bed>,
+    request: tunnel::Request,
+) -> Option<(Box<Permit>, TcpStream, tunnel::Stream, Rc<Ends>)> {
     if let Some(status) = bed.refuse.get() {
         request.refuse(status);
-        return;
+        return None;
     }
     let to = request.head().authority().unwrap();
-    let permit = authorize::outbound(flow(to, identity("web")));
+    let permit = Box::new(authorize::outbound(flow(to, identity("web"))));
     let netns = Netns::current().unwrap();
     let app = match deliver::dial(&permit, &netns, None).await {
         Ok(app) => app,
         Err(error) => {
             request.refuse(Status::DialFailed);
             bed.inbound.add(Err(error.reason().to_owned()));
-            return;
+            return None;
         }
     };
-    let stream = match request.accept() {
-        Ok(stream) => stream,
-        Err(error) => return bed.inbound.add(Err(error.reason().to_owned())),
-    };
-    let end = deliver::relay(&permit, app, stream, &Meter::default()).await;
-    bed.inbound.add(Ok(end));
+    match request.accept() {
+        Ok(stream) => Some((permit, app, stream, bed.inbound.clone())),
+        Err(error) => {
+            bed.inbound.add(Err(error.reason().to_owned()));
+            None
+        }
+    }
 }
 
 /// Two ends of a TCP connection.
