@@ -42,12 +42,18 @@ impl Duct {
     /// As `pipe2(2)`: no descriptors left.
     pub(crate) fn take() -> io::Result<Self> {
         if let Some(ends) = DUCTS.with_borrow_mut(Vec::pop) {
-            return Ok(Self { ends: Some(ends), held: 0 });
+            return Ok(Self {
+                ends: Some(ends),
+                held: 0,
+            });
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // Without it, it holds the usual 64 KiB.
         let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(SIZE));
-        Ok(Self { ends: Some(Ends { read, write }), held: 0 })
+        Ok(Self {
+            ends: Some(Ends { read, write }),
+            held: 0,
+        })
     }
 
     /// How many bytes are in it.

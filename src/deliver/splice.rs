@@ -130,7 +130,11 @@ impl Lane {
                 match self.write(to) {
                     Ok(written) => count(written),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if to.poll_writable(cx).map_err(|error| (Ends::To, error))?.is_pending() {
+                        if to
+                            .poll_writable(cx)
+                            .map_err(|error| (Ends::To, error))?
+                            .is_pending()
+                        {
                             return Ok(());
                         }
                     }
@@ -147,7 +151,11 @@ impl Lane {
                 cx.waker().wake_by_ref();
                 return Ok(());
             }
-            if from.poll_readable(cx).map_err(|error| (Ends::From, error))?.is_pending() {
+            if from
+                .poll_readable(cx)
+                .map_err(|error| (Ends::From, error))?
+                .is_pending()
+            {
                 return Ok(());
             }
             if self.duct.is_some() {
@@ -185,7 +193,9 @@ impl Lane {
 
     /// Fills the duct. When there is nothing to fill it with, it goes back.
     fn fill(&mut self, from: &App) -> io::Result<usize> {
-        let Some(duct) = &mut self.duct else { return Ok(0) };
+        let Some(duct) = &mut self.duct else {
+            return Ok(0);
+        };
         let filled = from.try_read(|socket| duct.fill(socket));
         match filled {
             Ok(0) => self.got_end = true,

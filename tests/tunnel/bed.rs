@@ -150,6 +150,8 @@ pub(crate) struct Bed {
     pub(crate) drain: Rc<Notify>,
     /// What to answer instead of dialling.
     pub(crate) refuse: Rc<Cell<Option<Status>>>,
+    /// Whether to drop requests without an answer.
+    pub(crate) forget: Rc<Cell<bool>>,
     pub(crate) trust: Trust,
 }
 
@@ -181,6 +183,7 @@ impl Bed {
             tunnels: Rc::default(),
             drain: Rc::default(),
             refuse: Rc::default(),
+            forget: Rc::default(),
             trust,
         });
         task::spawn_local("inbound", serve(bed.clone(), listener, server)).detach();
@@ -233,13 +236,20 @@ pub(crate) fn flow(to: SocketAddr, identity: Identity) -> Flow {
         static KNOWN: RefCell<Vec<Arc<Workload>>> = const { RefCell::new(Vec::new()) };
     }
     let workload = KNOWN.with_borrow_mut(|known| {
-        let found = known.iter().find(|workload| workload.identity == identity).cloned();
+        let found = known
+            .iter()
+            .find(|workload| workload.identity == identity)
+            .cloned();
         found.unwrap_or_else(|| {
             known.push(Arc::new(workload(identity)));
             known[known.len() - 1].clone()
         })
     });
-    let destination = Local { addr: to, workload: Some(workload), service: None };
+    let destination = Local {
+        addr: to,
+        workload: Some(workload),
+        service: None,
+    };
     Flow {
         direction: Direction::Outbound,
         source: peer,
@@ -286,7 +296,13 @@ async fn answer(
         request.refuse(status);
         return None;
     }
-    let to = request.head().authority().unwrap();
+    if bed.forget.get() {
+        return None;
+    }
+    let Ok(to) = request.head().authority() else {
+        request.refuse(Status::BadRequest);
+        return None;
+    };
     let permit = Box::new(authorize::outbound(flow(to, identity("web"))));
     let netns = Netns::current().unwrap();
     let app = match deliver::dial(&permit, &netns, None).await {

@@ -105,7 +105,7 @@ fn eprint_once(size: usize) {
 fn bulk(name: &str, to: impl Fn(SocketAddr) -> SocketAddr, connections: usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = to(listener.local_addr().unwrap());
-    let total = 6_u64 << 30;
+    let total = std::env::var("GIB").map_or(6, |gib| gib.parse().unwrap()) << 30_u64;
     let writers: Vec<_> = (0..connections)
         .map(|_| {
             std::thread::spawn(move || {
