@@ -202,6 +202,19 @@ impl Pod {
         Outcome::of_call(self.netns(), to, patience)
     }
 
+    /// Dials, says `words`, and tells how the connection ends. A reset may come so soon that the
+    /// dial itself sees it.
+    pub(crate) fn end_of(&self, to: SocketAddr, words: &[u8], patience: Duration) -> Outcome {
+        match Conn::dial(self.netns(), None, to, patience) {
+            Ok(conn) => {
+                conn.patience(patience);
+                let _ = conn.try_send(words);
+                conn.ending()
+            }
+            Err(error) => Outcome::of(&error),
+        }
+    }
+
     /// Dials; panics when the connection does not open.
     #[track_caller]
     pub(crate) fn dial(&self, to: SocketAddr) -> Conn {
