@@ -191,6 +191,7 @@ fn a_namespace_that_is_missing_harms_no_other_pod_and_is_tried_again() {
     let said = lab.daemon(1).says(&["mesh/lost"]);
     assert!(said.contains("/run/netns/there-is-none"), "{said}");
     let _server = b.greet(8080);
+    lab.daemon(2).await_ready();
     eventually(Duration::from_secs(10), "the other pod is served", || {
         a.has_rules()
     });
