@@ -126,7 +126,7 @@ pub async fn dial(
 
 /// Connects from the pod's address `from` to `to`, by which the permit's destination is reached.
 /// Before each try `announce` is told the address the other side will see; what it returned lives
-/// with the connection, or ends with the try.
+/// with the connection, or ends with the try. `None` makes it try another port.
 ///
 /// # Errors
 ///
@@ -136,7 +136,7 @@ pub async fn dial_announced<T>(
     netns: &Netns,
     from: IpAddr,
     to: SocketAddr,
-    announce: impl FnMut(SocketAddr) -> T,
+    announce: impl FnMut(SocketAddr) -> Option<T>,
 ) -> Result<(TcpStream, T), Error> {
     within(to, connect_announced(netns, from, to, None, announce)).await
 }

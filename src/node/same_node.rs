@@ -9,6 +9,7 @@
 //! The one lock of the data path is here, held for one map operation per same-node connection.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,23 +43,28 @@ struct Waiting {
 
 impl SameNode {
     /// Announces a connection from `source` to `destination`; it is withdrawn when the guard goes.
+    /// `None` if one is announced already: two sockets may be bound to one address before they
+    /// connect (`SO_REUSEADDR`), and the second must not give the first its destination.
     pub(crate) fn announce(
         &self,
         source: SocketAddr,
         destination: SocketAddr,
         announcement: Announcement,
-    ) -> Announced {
+    ) -> Option<Announced> {
         let pair = (source, destination);
         let mut waiting = self.lock();
-        waiting.made += 1;
-        let ticket = waiting.made;
-        waiting.by_pair.insert(pair, (ticket, announcement));
+        let ticket = waiting.made + 1;
+        let Entry::Vacant(place) = waiting.by_pair.entry(pair) else {
+            return None;
+        };
+        place.insert((ticket, announcement));
+        waiting.made = ticket;
         drop(waiting);
-        Announced {
+        Some(Announced {
             registry: self.clone(),
             pair,
             ticket,
-        }
+        })
     }
 
     /// Takes the announcement of the connection between these ends, once.
@@ -146,5 +152,17 @@ mod tests {
         let third = registry.announce(ends.0, ends.1, announcement(3));
         drop((second, third));
         assert!(registry.take(ends.0, ends.1).is_none());
+    }
+
+    #[test]
+    fn a_second_announcement_of_a_pair_does_not_change_where_the_first_goes() {
+        let registry = SameNode::default();
+        let ends = (
+            SocketAddr::from(([10, 0, 0, 1], 4)),
+            SocketAddr::from(([10, 0, 0, 2], 15008)),
+        );
+        let _first = registry.announce(ends.0, ends.1, announcement(1)).unwrap();
+        assert!(registry.announce(ends.0, ends.1, announcement(2)).is_none());
+        assert_eq!(registry.take(ends.0, ends.1).unwrap().to.port(), 1);
     }
 }

@@ -137,12 +137,13 @@ pub async fn connect_from(
     to: SocketAddr,
     avoid_port: Option<u16>,
 ) -> io::Result<TcpStream> {
-    let (stream, ()) = connect_announced(netns, from, to, avoid_port, |_| ()).await?;
+    let (stream, ()) = connect_announced(netns, from, to, avoid_port, |_| Some(())).await?;
     Ok(stream)
 }
 
 /// As [`connect_from`]; before each try `announce` is told the address it will come from, so that
-/// whoever accepts it can know it. What `announce` returned is dropped if the try fails.
+/// whoever accepts it can know it. What `announce` returned is dropped if the try fails; `None`
+/// says that another connection is on its way from there, and another port is tried.
 ///
 /// # Errors
 ///
@@ -152,7 +153,7 @@ pub async fn connect_announced<T>(
     from: IpAddr,
     to: SocketAddr,
     avoid_port: Option<u16>,
-    mut announce: impl FnMut(SocketAddr) -> T,
+    mut announce: impl FnMut(SocketAddr) -> Option<T>,
 ) -> io::Result<(TcpStream, T)> {
     let [first, second] = preferred(avoid_port);
     let mut range = &first;
@@ -181,10 +182,10 @@ pub async fn connect_announced<T>(
 async fn connect<T>(
     socket: Socket,
     to: SocketAddr,
-    announce: &mut impl FnMut(SocketAddr) -> T,
+    announce: &mut impl FnMut(SocketAddr) -> Option<T>,
 ) -> io::Result<(TcpStream, T)> {
     let socket = TcpSocket::from_std_stream(socket.into());
-    let announced = announce(socket.local_addr()?);
+    let announced = announce(socket.local_addr()?).ok_or(ErrorKind::AddrNotAvailable)?;
     Ok((socket.connect(to).await?, announced))
 }
 

@@ -155,7 +155,7 @@ fn a_dial_says_what_is_wrong() {
             .unwrap();
         assert_eq!(dialled.local_addr().unwrap().ip(), loopback(0).ip());
         let from = loopback(0).ip();
-        let announced = deliver::dial_announced(&permit, &netns, from, addr, |local| local);
+        let announced = deliver::dial_announced(&permit, &netns, from, addr, Some);
         let (dialled, local) = announced.await.unwrap();
         assert_eq!(dialled.local_addr().unwrap(), local);
         drop(listener);
