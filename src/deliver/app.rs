@@ -51,19 +51,19 @@ fn take(buffer: &mut BytesMut) -> Bytes {
     bytes
 }
 
-/// An application's socket. Dropped before [`finish`](Self::finish), it is reset.
+/// An application's socket. Closed before [`finish`](Self::finish), it is reset, whoever closes it:
+/// should the process be killed, the kernel does, and a FIN from it would be taken for an end.
 #[derive(Debug)]
 pub(crate) struct App {
     tcp: TcpStream,
-    in_order: bool,
 }
 
 impl App {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        Self {
-            tcp,
-            in_order: false,
-        }
+        // close(2) with a zero linger time sends RST (tcp(7)). A socket that cannot be set is broken
+        // already.
+        let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+        Self { tcp }
     }
 
     /// Ready when a read might find bytes, a FIN or an error.
@@ -198,15 +198,6 @@ impl App {
 
     /// Both directions have ended: closing is no reset any more.
     pub(crate) fn finish(&mut self) {
-        self.in_order = true;
-    }
-}
-
-impl Drop for App {
-    fn drop(&mut self) {
-        if !self.in_order {
-            // close(2) with a zero linger time sends RST (tcp(7)); without it, FIN would lie.
-            let _ = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
-        }
+        let _ = SockRef::from(&self.tcp).set_linger(None);
     }
 }
