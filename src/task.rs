@@ -14,6 +14,12 @@ use tokio::task::JoinHandle;
 pub struct Task(Option<JoinHandle<()>>);
 
 impl Task {
+    /// Whether it has come to its own end.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Lets the task run on to its own end.
     pub fn detach(mut self) {
         self.0 = None;

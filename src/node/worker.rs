@@ -70,7 +70,7 @@ impl Shared {
 
 /// What the control thread tells a worker.
 pub(crate) enum Command {
-    /// Serve a pod with these listeners. Replaces those of the same pod, whose connections go on.
+    /// Serve a pod with these listeners, beside those it has in the same namespace.
     Serve(Pod, WorkerListeners),
     /// Say how many live connections a pod has here.
     CountLive(Arc<str>, oneshot::Sender<usize>),
@@ -246,6 +246,7 @@ impl Worker {
         let served = self.served.borrow();
         // A pod that is not served any more ended before its connection got here.
         served
+            .filter(|served| served.pod.netns == pod.netns)
             .get(&pod.uid)
             .map_or_else(Ending::over, |served| served.ending.clone())
     }
@@ -270,6 +271,14 @@ impl Worker {
             "tunnel refused",
         );
     }
+    /// Whether this very pod, in this very namespace, is served now.
+    pub(crate) fn serves(&self, pod: &Pod) -> bool {
+        let served = self.served.borrow();
+        served
+            .get(&pod.uid)
+            .is_some_and(|served| served.pod.netns == pod.netns)
+    }
+
 
     fn serve(self: &Rc<Self>, pod: Pod, listeners: WorkerListeners) {
         let pod = Rc::new(pod);
@@ -298,18 +307,24 @@ impl Worker {
             }
         }
         let mut served = self.served.borrow_mut();
-        let ending = served
-            .remove(&pod.uid)
-            .map(|before| before.ending)
-            .unwrap_or_default();
-        served.insert(
-            pod.uid.clone(),
-            Served {
-                pod,
-                listeners: tasks,
-                ending,
-            },
-        );
+        match served.get_mut(&pod.uid) {
+            // After a repair these are the ones that had to be made anew, often none: the others
+            // live, and connections wait in them.
+            Some(served) if served.pod.netns == pod.netns => {
+                served.listeners.retain(|listener| !listener.is_over());
+                served.listeners.append(&mut tasks);
+            }
+            _ => {
+                let now = Served {
+                    pod: pod.clone(),
+                    listeners: tasks,
+                    ending: Rc::default(),
+                };
+                if let Some(before) = served.insert(pod.uid.clone(), now) {
+                    before.ending.reach(Stage::Over);
+                }
+            }
+        }
     }
 
     fn release(&self, uid: &str) {
