@@ -14,7 +14,8 @@ use crate::authorize::{DryRun, Permit, Would};
 use crate::deliver::{End, Fault, Meter};
 use crate::mesh::{Direction, Flow, Local, Path, Peer, Service, TunnelAddr, Workload};
 use crate::node::error::{Chain, Error, of_tunnel};
-use crate::node::live::Entered;
+use crate::node::live::{Cut, Entered};
+use crate::node::pod::Pod;
 use crate::node::worker::Worker;
 use crate::telemetry::Outcome;
 use crate::telemetry::access;
@@ -76,19 +77,21 @@ impl Account {
         self.via.set(Some(via));
     }
 
-    /// It may pass; from here on it counts as opened.
-    pub(crate) fn permitted(&self, worker: &Worker, permit: &Rc<Permit>) {
+    /// It may pass: from here on it counts as opened, and is among the live connections of the
+    /// captured `pod`. Call this without a pause after the decision, or a change is missed.
+    pub(crate) fn permitted(&self, worker: &Worker, pod: &Pod, permit: &Rc<Permit>) -> Entered {
         let _ = self.permit.set(permit.clone());
         self.record(worker, permit.flow()).opened();
         let opened = worker.recorder.opened(permit.flow(), self.since);
         *self.tally.opened.borrow_mut() = Some(opened);
-    }
-
-    /// It moves bytes: lists it among the live connections.
-    pub(crate) fn live(&self, worker: &Worker, pod: &Arc<str>, permit: &Rc<Permit>) -> Entered {
-        worker
+        let live = worker
             .live
-            .enter(self.id, pod, permit, &self.tally, self.since)
+            .enter(self.id, &pod.uid, permit, &self.tally, self.since);
+        if !worker.serves(pod) {
+            // Accepted before the pod was released, and nobody will come to end it.
+            live.end(Cut::PodReleased);
+        }
+        live
     }
 
     /// A dry-run policy would have decided otherwise.

@@ -135,7 +135,7 @@ async fn stream(worker: Rc<Worker>, pod: Rc<Pod>, request: Request, peer: Identi
 async fn arrive(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    request: Request,
+    mut request: Request,
     peer: Identity,
     ends: Ends,
     account: &Account,
@@ -149,21 +149,26 @@ async fn arrive(
         }
     };
     drop(world);
-    account.permitted(worker, &permit);
-    let dialled = deliver::dial(&permit, &pod.netns, Some(ends.source.ip())).await;
-    let app = match dialled {
-        Ok(app) => app,
-        Err(error) => {
-            request.refuse(Status::DialFailed);
-            return Err(error.into());
-        }
+    let live = account.permitted(worker, pod, &permit);
+    let carried = async {
+        // A stream that is reset is no stream any more, and no limit counts it: its dial must not
+        // go on, or a peer could have any number of them.
+        let dialled = tokio::select! {
+            dialled = deliver::dial(&permit, &pod.netns, Some(ends.source.ip())) => dialled,
+            gone = request.abandoned() => return Err(gone.into()),
+        };
+        let app = match dialled {
+            Ok(app) => ResetOnDrop::new(app),
+            Err(error) => {
+                request.refuse(Status::DialFailed);
+                return Err(error.into());
+            }
+        };
+        let stream = request.accept()?;
+        let (app, meter) = (app.into_inner(), account.meter_from_destination());
+        Ok(deliver::relay(&permit, app, stream, meter).await)
     };
-    let stream = request.accept()?;
-    let live = account.live(worker, &pod.uid, &permit);
-    tokio::select! {
-        end = deliver::relay(&permit, app, stream, account.meter_from_destination()) => Ok(end),
-        cut = live.ended() => Err(Error::Cut(cut)),
-    }
+    live.unless_ended(carried).await
 }
 
 fn permit(
@@ -298,11 +303,11 @@ async fn arrive_same_node(
         };
         Rc::new(worker.decide(&local.evaluator, flow, account)?)
     };
-    account.permitted(worker, &permit);
-    let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
-    let live = account.live(worker, &pod.uid, &permit);
-    tokio::select! {
-        end = deliver::splice(&permit, guard.into_inner(), app, account.meter_from_source()) => Ok(end),
-        cut = live.ended() => Err(Error::Cut(cut)),
-    }
+    let live = account.permitted(worker, pod, &permit);
+    let carried = async {
+        let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
+        let (near, meter) = (guard.into_inner(), account.meter_from_source());
+        Ok(deliver::splice(&permit, near, app, meter).await)
+    };
+    live.unless_ended(carried).await
 }

@@ -1,10 +1,13 @@
 //! The connections one worker carries now: listed on request, ended when they must end.
 //!
-//! Each connection's task races its relay against [`Connection::ended`]. Dropping the relay resets
-//! both sides, so ending a connection is telling it why.
+//! A connection is here from the moment it is permitted, also while its destination is being
+//! dialled: what changes meanwhile must find it. Its task does everything from there on inside
+//! [`Connection::unless_ended`]. Dropping that work resets both sides, so ending a connection is
+//! telling it why.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +17,7 @@ use tokio::sync::Notify;
 use crate::authorize::Permit;
 use crate::mesh::Direction;
 use crate::node::account::Tally;
+use crate::node::error::Error;
 
 /// Why the node ends a connection that could have gone on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +58,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Waits until the node ends this connection; for ever, if it never does.
-    pub(crate) async fn ended(&self) -> Cut {
+    /// Does `work`, unless the node ends this connection before; then `work` is dropped.
+    pub(crate) async fn unless_ended<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            cut = self.ended() => Err(Error::Cut(cut)),
+            done = work => done,
+        }
+    }
+
+    async fn ended(&self) -> Cut {
         loop {
             if let Some(cut) = self.cut.get() {
                 return cut;

@@ -30,7 +30,7 @@ use crate::node::pod::Pod;
 use crate::node::reset::ResetOnDrop;
 use crate::node::same_node::Announcement;
 use crate::node::worker::Worker;
-use crate::node::world::{LocalPod, World};
+use crate::node::world::LocalPod;
 use crate::tunnel::{ConnectHead, Origin};
 
 /// Carries one captured connection to wherever it was going, and accounts for it.
@@ -56,10 +56,19 @@ async fn route(
         source,
     };
     account.dialled(to.get());
-    let world = worker.world();
-    let local = world.pod(&pod.uid).ok_or(Error::PodUnknown)?.clone();
-    account.source(&local.workload);
-    let route = world.snapshot.resolve(&local.workload, to, worker.draw())?;
+    // The world is let go before anything is waited for: a connection that lives for days must not
+    // keep the index of its first moment.
+    let (local, route, served) = {
+        let world = worker.world();
+        let local = world.pod(&pod.uid).ok_or(Error::PodUnknown)?.clone();
+        account.source(&local.workload);
+        let route = world.snapshot.resolve(&local.workload, to, worker.draw())?;
+        let served = match &route {
+            Route::Mesh { workload, .. } => world.pod(&workload.uid).is_some_and(|pod| pod.served),
+            _ => false,
+        };
+        (local, route, served)
+    };
     let leaving = Leaving {
         worker,
         pod,
@@ -81,8 +90,9 @@ async fn route(
                 service,
                 to,
                 via,
+                served,
             };
-            leaving.to_mesh(&world, target, captured).await
+            leaving.to_mesh(target, captured).await
         }
         Route::Plain {
             workload,
@@ -105,6 +115,8 @@ struct Target {
     service: Option<Arc<Service>>,
     to: PodAddr,
     via: TunnelAddr,
+    /// Whether it is a pod of this node that is captured now.
+    served: bool,
 }
 
 /// A connection on its way out.
@@ -116,21 +128,13 @@ struct Leaving<'a> {
 }
 
 impl Leaving<'_> {
-    async fn to_mesh(
-        &self,
-        world: &World,
-        target: Target,
-        captured: Taken,
-    ) -> Result<deliver::End, Error> {
+    async fn to_mesh(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
         let same_node = *target.workload.node == *self.worker.shared.node;
         if target.workload.uid == self.local.workload.uid {
             return self.to_itself(target, captured).await;
         }
         if same_node && self.worker.shared.same_node == SameNode::Direct {
-            let served = world
-                .pod(&target.workload.uid)
-                .is_some_and(|pod| pod.served);
-            if !served {
+            if !target.served {
                 return Err(Error::DestinationNotServed);
             }
             return self.same_node(target, captured).await;
@@ -145,6 +149,7 @@ impl Leaving<'_> {
             service,
             to,
             via,
+            ..
         } = target;
         let host = service
             .as_deref()
@@ -152,24 +157,24 @@ impl Leaving<'_> {
         let head = ConnectHead::new(to.get()).forwarded(captured.source, host);
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::Tunnel);
         let permit = Rc::new(authorize::outbound(flow));
-        self.account.permitted(self.worker, &permit);
-        let certificate = self.worker.certificate(&source).await?;
-        let origin = Origin {
-            netns: self.pod.netns.clone(),
-            address: captured.source.ip(),
-            certificate,
+        let live = self.account.permitted(self.worker, self.pod, &permit);
+        let carried = async {
+            let certificate = self.worker.certificate(&source).await?;
+            let origin = Origin {
+                netns: self.pod.netns.clone(),
+                address: captured.source.ip(),
+                certificate,
+            };
+            self.account.via(via);
+            let pool = &self.worker.pool;
+            let stream = pool.open(&permit, &origin, to, via, &head).await?;
+            let (app, meter) = (
+                captured.socket.into_inner(),
+                self.account.meter_from_source(),
+            );
+            Ok(deliver::relay(&permit, app, stream, meter).await)
         };
-        self.account.via(via);
-        let stream = self
-            .worker
-            .pool
-            .open(&permit, &origin, to, via, &head)
-            .await?;
-        let live = self.account.live(self.worker, &self.pod.uid, &permit);
-        tokio::select! {
-            end = deliver::relay(&permit, captured.socket.into_inner(), stream, self.account.meter_from_source()) => Ok(end),
-            cut = live.ended() => Err(Error::Cut(cut)),
-        }
+        live.unless_ended(carried).await
     }
 
     /// Across the pods' veths without TLS and HTTP/2, to our own listener in the other pod.
@@ -179,6 +184,7 @@ impl Leaving<'_> {
             service,
             to,
             via,
+            ..
         } = target;
         let announcement = Announcement {
             identity: self.local.workload.identity.clone(),
@@ -188,21 +194,22 @@ impl Leaving<'_> {
         };
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
         let permit = Rc::new(authorize::outbound(flow));
-        self.account.permitted(self.worker, &permit);
+        let live = self.account.permitted(self.worker, self.pod, &permit);
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
-        let announcements = &self.worker.shared.announcements;
-        let announce = |local| announcements.announce(local, via.get(), announcement.clone());
-        let (netns, from) = (&self.pod.netns, captured.source.ip());
-        let (socket, announced) =
-            deliver::dial_announced(&permit, netns, from, via.get(), announce).await?;
-        let live = self.account.live(self.worker, &self.pod.uid, &permit);
-        let end = tokio::select! {
-            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.meter_from_source()) => Ok(end),
-            cut = live.ended() => Err(Error::Cut(cut)),
+        let carried = async {
+            let announcements = &self.worker.shared.announcements;
+            let announce = |local| announcements.announce(local, via.get(), announcement.clone());
+            let (netns, from) = (&self.pod.netns, captured.source.ip());
+            let (socket, _announced) =
+                deliver::dial_announced(&permit, netns, from, via.get(), announce).await?;
+            let (near, meter) = (
+                captured.socket.into_inner(),
+                self.account.meter_from_source(),
+            );
+            Ok(deliver::splice(&permit, near, socket, meter).await)
         };
-        drop(announced);
-        end
+        live.unless_ended(carried).await
     }
 
     /// A pod that reached itself through a service: both ends are here, so is its policy.
@@ -244,14 +251,17 @@ impl Leaving<'_> {
         permit: Rc<authorize::Permit>,
         captured: Taken,
     ) -> Result<deliver::End, Error> {
-        self.account.permitted(self.worker, &permit);
-        let from = captured.source.ip();
-        let socket = deliver::dial(&permit, &self.pod.netns, Some(from)).await?;
-        let live = self.account.live(self.worker, &self.pod.uid, &permit);
-        tokio::select! {
-            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.meter_from_source()) => Ok(end),
-            cut = live.ended() => Err(Error::Cut(cut)),
-        }
+        let live = self.account.permitted(self.worker, self.pod, &permit);
+        let carried = async {
+            let from = captured.source.ip();
+            let socket = deliver::dial(&permit, &self.pod.netns, Some(from)).await?;
+            let (near, meter) = (
+                captured.socket.into_inner(),
+                self.account.meter_from_source(),
+            );
+            Ok(deliver::splice(&permit, near, socket, meter).await)
+        };
+        live.unless_ended(carried).await
     }
 
     fn flow(

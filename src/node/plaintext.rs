@@ -57,11 +57,11 @@ async fn arrive(
         };
         Rc::new(worker.decide(&local.evaluator, flow, account)?)
     };
-    account.permitted(worker, &permit);
-    let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
-    let live = account.live(worker, &pod.uid, &permit);
-    tokio::select! {
-        end = deliver::splice(&permit, guard.into_inner(), app, account.meter_from_source()) => Ok(end),
-        cut = live.ended() => Err(Error::Cut(cut)),
-    }
+    let live = account.permitted(worker, pod, &permit);
+    let carried = async {
+        let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
+        let (near, meter) = (guard.into_inner(), account.meter_from_source());
+        Ok(deliver::splice(&permit, near, app, meter).await)
+    };
+    live.unless_ended(carried).await
 }

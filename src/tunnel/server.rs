@@ -244,10 +244,14 @@ impl Request {
         }
     }
 
-    /// Ready when the client has given up meanwhile: a dial for it can be dropped.
-    pub async fn abandoned(&mut self) {
-        if let Some(open) = &mut self.open {
-            let _ = std::future::poll_fn(|cx| open.respond.poll_reset(cx)).await;
+    /// Ready when the client has given up meanwhile, and how: a dial for it can be dropped.
+    pub async fn abandoned(&mut self) -> Error {
+        let Some(open) = &mut self.open else {
+            return Error::Closed;
+        };
+        match std::future::poll_fn(|cx| open.respond.poll_reset(cx)).await {
+            Ok(reason) => open.place.end().unwrap_or(Error::Reset(reason)),
+            Err(error) => open.place.explain(error),
         }
     }
 }
