@@ -46,6 +46,9 @@ pub(crate) enum Error {
     /// The destination could not be dialled.
     #[error("delivery failed")]
     Deliver(#[from] deliver::Error),
+    /// A limit of this daemon was reached.
+    #[error("too many at once")]
+    Overloaded,
     /// The node ended it.
     #[error("ended by the node: {}", .0.reason())]
     Cut(Cut),
@@ -65,6 +68,7 @@ impl Error {
             Self::Certificate(_) => "no_certificate",
             Self::Tunnel(error) => error.reason(),
             Self::Deliver(error) => error.reason(),
+            Self::Overloaded => "overloaded",
             Self::Cut(cut) => cut.reason(),
         }
     }
@@ -82,6 +86,7 @@ impl Error {
             Self::Certificate(_) => Outcome::NoCertificate,
             Self::Tunnel(error) => of_tunnel(error),
             Self::Deliver(error) => of_delivery(error),
+            Self::Overloaded => Outcome::Overloaded,
             Self::Cut(Cut::PolicyChanged) => Outcome::PolicyChanged,
             Self::Cut(Cut::PodReleased) => Outcome::PodGone,
             Self::Cut(Cut::Drained) => Outcome::Drained,

@@ -43,7 +43,8 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
         via: TunnelAddr::new(captured.original_dst.get()),
     };
     let source = captured.source;
-    let mut incoming = match handshake(&worker, &pod, captured.socket).await {
+    let handshake = handshake(&worker, &pod, captured.socket);
+    let mut incoming = match worker.handshakes.in_turn(source.ip(), handshake).await {
         Ok(incoming) => incoming,
         Err(error) => {
             worker.handshake_failed(&pod, source, &error);
@@ -120,7 +121,6 @@ async fn handshake(
     };
     let certificate = worker.certificate(&identity).await?;
     let config = worker.server_config(&certificate);
-    let _place = worker.handshakes.acquire().await;
     Ok(tunnel::accept(socket, config, &worker.shared.limits).await?)
 }
 

@@ -18,6 +18,7 @@ mod control;
 mod enrol;
 mod error;
 mod events;
+mod handshakes;
 mod inbound;
 mod listing;
 mod live;

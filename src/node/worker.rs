@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::api;
 use crate::authorize::{Evaluator, Permit, Verdict};
@@ -24,6 +24,7 @@ use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
 use crate::node::account::Account;
 use crate::node::config;
 use crate::node::error::{Chain, Error};
+use crate::node::handshakes::Handshakes;
 use crate::node::live::{Connection, Cut, Live};
 use crate::node::pod::Pod;
 use crate::node::same_node::SameNode;
@@ -38,8 +39,6 @@ use crate::tunnel::{self, Pool};
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
 /// How often the counters of connections that go on are brought up to date.
 const TICK: Duration = Duration::from_secs(2);
-/// Tunnel handshakes that one worker does at the same time; more wait their turn.
-const HANDSHAKES: usize = 64;
 
 /// What all workers and the control thread share.
 pub(crate) struct Shared {
@@ -91,7 +90,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) live: Rc<Live>,
-    pub(crate) handshakes: Semaphore,
+    pub(crate) handshakes: Handshakes,
     pub(crate) recorder: Recorder,
     pub(crate) index: usize,
     connections: Cell<u64>,
@@ -119,7 +118,7 @@ impl Worker {
             shared,
             pool,
             live: Rc::default(),
-            handshakes: Semaphore::new(HANDSHAKES),
+            handshakes: Handshakes::new(),
             index,
             connections: Cell::new(0),
             random: Cell::new(seed),
