@@ -358,7 +358,7 @@ impl Worker {
         }
         self.pool.retain(|key| {
             let workload = world.snapshot.workload_at(key.via.ip());
-            workload.is_some_and(|workload| workload.enrolled() && workload.identity == key.peer)
+            workload.is_some_and(|workload| workload.identity == key.peer)
         });
     }
 
@@ -366,6 +366,8 @@ impl Worker {
         for served in self.served.borrow_mut().values_mut() {
             served.listeners.clear();
             served.ending.reach(Stage::Begun);
+            // A destination that leaves the mesh drains: what it has runs on, and nothing new is
+            // routed there.
         }
         let worker = self.clone();
         let wait = async move {
