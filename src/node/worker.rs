@@ -6,7 +6,7 @@
 //! that come with them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -245,8 +245,8 @@ impl Worker {
         let served = self.served.borrow();
         // A pod that is not served any more ended before its connection got here.
         served
-            .filter(|served| served.pod.netns == pod.netns)
             .get(&pod.uid)
+            .filter(|served| served.pod.netns == pod.netns)
             .map_or_else(Ending::over, |served| served.ending.clone())
     }
 
@@ -270,6 +270,7 @@ impl Worker {
             "tunnel refused",
         );
     }
+
     /// Whether this very pod, in this very namespace, is served now.
     pub(crate) fn serves(&self, pod: &Pod) -> bool {
         let served = self.served.borrow();
@@ -277,7 +278,6 @@ impl Worker {
             .get(&pod.uid)
             .is_some_and(|served| served.pod.netns == pod.netns)
     }
-
 
     fn serve(self: &Rc<Self>, pod: Pod, listeners: WorkerListeners) {
         let pod = Rc::new(pod);
@@ -349,6 +349,15 @@ impl Worker {
                 changed.insert(uid, &local.evaluator);
             }
         }
+        checked.retain(|uid, _| world.pods.contains_key(uid));
+        let present: HashSet<_> = world
+            .pods
+            .values()
+            .map(|pod| &pod.workload.identity)
+            .collect();
+        // What is left of an identity is a private key.
+        let mut configs = self.server_configs.borrow_mut();
+        configs.retain(|identity, _| present.contains(identity));
         if !changed.is_empty() {
             let denied = |connection: &Connection| {
                 let evaluator = changed.get(&*connection.pod);
@@ -357,6 +366,8 @@ impl Worker {
             self.live.revoke(denied);
         }
         self.pool.retain(|key| {
+            // A destination that leaves the mesh drains: what it has runs on, and nothing new is
+            // routed there.
             let workload = world.snapshot.workload_at(key.via.ip());
             workload.is_some_and(|workload| workload.identity == key.peer)
         });
@@ -366,8 +377,6 @@ impl Worker {
         for served in self.served.borrow_mut().values_mut() {
             served.listeners.clear();
             served.ending.reach(Stage::Begun);
-            // A destination that leaves the mesh drains: what it has runs on, and nothing new is
-            // routed there.
         }
         let worker = self.clone();
         let wait = async move {
