@@ -21,15 +21,25 @@ use crate::task;
 use crate::telemetry::metrics::Reason;
 
 impl Control {
-    /// Starts whatever is due for the pods.
+    /// Starts whatever is due for the pods; nothing while the daemon ends.
     pub(super) fn act(&mut self) {
-        for action in self.pods.due(Instant::now()) {
+        if self.ending.is_some() {
+            return;
+        }
+        let due = self.pods.due(Instant::now());
+        let leaves = |action: &Action| matches!(action, Action::Release(_) | Action::Abandon(_));
+        let left = due.iter().any(leaves);
+        for action in due {
             match action {
                 Action::Enrol(pod) => self.enrol(pod),
                 Action::Drain(uid) => self.drain_pod(uid),
                 Action::Release(uid) => self.leave(uid, "pod released"),
                 Action::Abandon(uid) => self.leave(uid, "pod's namespace abandoned"),
             }
+        }
+        if left {
+            // Its tunnel port is nobody's from now on: neighbours are not to dial it in clear.
+            self.publish();
         }
     }
 
@@ -59,7 +69,14 @@ impl Control {
                         reason: "enrolment_failed",
                     })
                     .inc();
-                self.pods.done(&pod.uid, Outcome::Failed(why), now);
+                if self.held.contains_key(&pod.uid) {
+                    // It drained, and cannot be resumed: what stands there is given up first, or
+                    // nobody ever would.
+                    self.pods.done(&pod.uid, Outcome::Enrolled, now);
+                    self.pods.drifted(&pod.uid, &why, now);
+                } else {
+                    self.pods.done(&pod.uid, Outcome::Failed(why), now);
+                }
             }
             Ok(Enrolled { held, listeners }) => {
                 tracing::info!(

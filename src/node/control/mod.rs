@@ -153,8 +153,7 @@ impl Control {
 
     fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            // A daemon that ends serves what it knows.
-            Event::Polled(..) if self.ending.is_some() => {}
+            // Also while the daemon ends: a policy that changes cuts what still drains.
             Event::Polled(files, poll) => {
                 self.sources(poll);
                 self.poll(*files, POLL);
@@ -163,15 +162,15 @@ impl Control {
                 tracing::info!("drained");
                 return ControlFlow::Break(());
             }
+            // Nobody would serve it. Its rules stay, as everybody's do.
+            Event::Enrolled(..) if self.ending.is_some() => {}
             Event::Enrolled(pod, result) => self.enrolled(&pod, result),
             Event::Left(uid, outcome) => self.left(&uid, outcome),
             Event::Checked(found) => self.checked(found),
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
         }
-        if self.ending.is_none() {
-            self.act();
-        }
+        self.act();
         self.show();
         ControlFlow::Continue(())
     }
