@@ -20,6 +20,7 @@ mod identity;
 mod index;
 mod lifecycle;
 mod policy;
+mod review;
 mod same_node;
 mod telemetry;
 mod tunnel;
