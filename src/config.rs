@@ -27,6 +27,9 @@ const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(10);
 /// Why flags that are each well-formed do not make a daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// More than one thing is missing that a node cannot do without.
+    #[error("a node needs more to start: give {0}")]
+    Missing(String),
     /// Nothing names the node.
     #[error("no node name: give --node NAME, or set NODE_NAME (in a pod: from spec.nodeName)")]
     NoNode,
@@ -286,6 +289,19 @@ impl NodeArgs {
         #[expect(clippy::disallowed_methods, reason = "this file reads the environment")]
         let injected = std::env::var("NODE_NAME").ok();
         let node = self.node.or(injected).filter(|name| !name.is_empty());
+        let given = [
+            ("--node NAME", node.is_some()),
+            ("--source PATH", !self.source.is_empty()),
+            ("--ca dir:PATH", self.ca.is_some()),
+        ];
+        let missing: Vec<_> = given
+            .iter()
+            .filter(|(_, given)| !given)
+            .map(|(flag, _)| *flag)
+            .collect();
+        if missing.len() > 1 {
+            return Err(Error::Missing(missing.join(", ")));
+        }
         if self.cert_validity < SHORTEST_CERTIFICATE {
             return Err(Error::CertValidity(self.cert_validity));
         }

@@ -9,12 +9,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
-use nix::libc;
-
-use crate::capture::existing::{Before, Connection, Existing, Sockets, Treated, whole};
+use crate::capture::commit::{before, connections, end};
+use crate::capture::existing::{Before, Existing, Sockets, Treated};
 use crate::capture::nft;
-use crate::capture::rules;
-use crate::capture::rules::{LOOP, Mode, Rules, SET_NAMES, TABLE, is_draining, read_connections};
+use crate::capture::rules::{LOOP, Mode, Rules, TABLE};
 use crate::capture::{Error, Port, WorkerListeners};
 use crate::mesh::Family;
 use crate::sys::netlink;
@@ -48,9 +46,9 @@ pub struct Capture {
     pub(crate) v6: bool,
     pub(crate) mode: Mode,
     pub(crate) slots: Vec<Slot>,
-    pub(crate) held: Held,
+    pub(crate) noted: Noted,
     fresh: Vec<WorkerListeners>,
-    treated: Treated,
+    pub(crate) treated: Treated,
 }
 
 /// A listener: whose, where, and by which inode the kernel knows it.
@@ -64,7 +62,7 @@ pub(crate) struct Slot {
 
 /// What the kernel said of the rules after they were written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct Noted {
     pub(crate) listing: String,
     pub(crate) generation: u32,
 }
@@ -92,7 +90,7 @@ pub fn enrol(netns: &Netns, addresses: &[IpAddr], options: &Options) -> Result<C
         v6: loopback(true)?,
         mode: Mode::Full,
         slots: Vec::new(),
-        held: Held::default(),
+        noted: Noted::default(),
         fresh: workers(options.workers),
         treated: Treated::default(),
     };
@@ -157,7 +155,7 @@ pub fn clean(netns: &Netns) -> Result<(), Error> {
 
 impl Capture {
     /// The listeners made since the last call, one set per worker, in their order. After
-    /// [`enrol`] these are all there are; after [`Capture::repair`] those it had to make again,
+    /// [`enrol()`] these are all there are; after [`Capture::repair`] those it had to make again,
     /// and the sets of most workers may be empty.
     pub fn take_listeners(&mut self) -> Vec<WorkerListeners> {
         std::mem::replace(&mut self.fresh, workers(self.options.workers))
@@ -175,81 +173,6 @@ impl Capture {
         &self.treated
     }
 
-    /// Forgets the kept connections that have ended. Worth a call now and then while there are
-    /// any: [`Capture::existing`] then counts those that live. When the last has ended, the rules
-    /// lose their exceptions.
-    ///
-    /// # Errors
-    ///
-    /// The kernel could not be asked, or the rules not be written.
-    pub fn forget_ended(&mut self) -> Result<(), Error> {
-        if self.treated.kept.is_empty() || self.mode == Mode::Draining {
-            return Ok(());
-        }
-        let own = belongs(&self.netns, &self.addresses)?;
-        let all = connections(&self.netns)?;
-        let open: HashSet<_> = Sockets::new(&all, &own)
-            .strays()
-            .map(Connection::of)
-            .collect();
-        self.treated.kept.retain(|kept| open.contains(kept));
-        if self.treated.kept.is_empty() {
-            self.write(Mode::Full, &[])?;
-        }
-        Ok(())
-    }
-
-    /// Makes good what [`Capture::verify`] found missing: writes routes and rules again and makes
-    /// listeners that are gone, or that a family which has come needs; see
-    /// [`Capture::take_listeners`]. Connections that were opened while the rules were away are
-    /// reset.
-    ///
-    /// # Errors
-    ///
-    /// See [`Error`]. The namespace must still be the pod's: if not, release this and enrol anew.
-    pub fn repair(&mut self) -> Result<(), Error> {
-        let before = match self.mode {
-            Mode::Full => Before::Captured(self.treated.kept.clone()),
-            Mode::Draining => return self.stop_new(),
-        };
-        self.renew(&before)
-    }
-
-    /// Captures nothing new from now on: what the pod opens goes out by itself, and what arrives
-    /// reaches the application. Connections that are carried go on; so do tunnels to the pod, and
-    /// new ones, because peers learn late that it has left.
-    ///
-    /// # Errors
-    ///
-    /// The rules could not be written; they are as they were.
-    pub fn stop_new(&mut self) -> Result<(), Error> {
-        let own = belongs(&self.netns, &self.addresses)?;
-        let carried = self.carried(&own)?;
-        self.write(Mode::Draining, &carried)?;
-        self.treated.kept.clear();
-        // What was captured while the rules were being written is seen now. Not by writing them
-        // again: since they stand, they have been noting our own new connections themselves.
-        let mut missed = self.carried(&own)?;
-        missed.retain(|connection| !carried.contains(connection));
-        if !missed.is_empty() {
-            nft::commit(&self.netns, &rules::addition(&missed))?;
-        }
-        self.settle()
-    }
-
-    /// Captures everything again after [`Capture::stop_new`]; what was opened meanwhile is treated
-    /// as [`Options::existing`] says.
-    ///
-    /// # Errors
-    ///
-    /// As [`Capture::repair`].
-    pub fn resume(&mut self) -> Result<(), Error> {
-        if self.mode == Mode::Full {
-            return Ok(());
-        }
-        self.renew(&Before::Draining)
-    }
-
     /// Leaves the namespace exactly as it was found. What is still carried is reset, so that the
     /// rest of it does not get out in clear. Listeners that were taken are the caller's to close.
     ///
@@ -265,22 +188,8 @@ impl Capture {
         carried.map(drop)
     }
 
-    fn renew(&mut self, before: &Before) -> Result<(), Error> {
-        let own = belongs(&self.netns, &self.addresses)?;
-        self.v6 = route::has_loopback(&self.netns, true)
-            .map_err(Error::kernel("look for loopback addresses"))?;
-        self.listen()?;
-        self.commit(&own, before)?;
-        self.settle()
-    }
-
-    fn carried(&self, own: &[IpAddr]) -> Result<Vec<Connection>, Error> {
-        let all = connections(&self.netns)?;
-        Ok(Sockets::new(&all, own).carried().collect())
-    }
-
     /// Makes every listener that should be there and is not.
-    fn listen(&mut self) -> Result<(), Error> {
+    pub(crate) fn listen(&mut self) -> Result<(), Error> {
         let alive: HashSet<_> = sockdiag::listeners(&self.netns)
             .map_err(Error::kernel("list listeners"))?
             .iter()
@@ -344,97 +253,10 @@ impl Capture {
             Error::PortTaken { addr }
         }
     }
-
-    /// Writes routes and rules, and treats what was open before.
-    fn commit(&mut self, own: &[IpAddr], before: &Before) -> Result<(), Error> {
-        let routing = Routing::open(&self.netns).map_err(Error::kernel("open rtnetlink"))?;
-        for v6 in families(self.v6).map(|family| family == Family::V6) {
-            routing.add(LOOP, v6).map_err(route_error(v6))?;
-        }
-        let mut kept: Vec<Connection> = self
-            .lasting_strays(own)?
-            .iter()
-            .filter(|stray| before.spares(stray))
-            .map(Connection::of)
-            .collect();
-        self.write(Mode::Full, &kept)?;
-        // Once the rules stand no new stray can appear; but some may have, just before.
-        let strays = self.lasting_strays(own)?;
-        let missed: Vec<_> = strays
-            .iter()
-            .filter(|stray| before.spares(stray) && !kept.contains(&Connection::of(stray)))
-            .map(Connection::of)
-            .collect();
-        if !missed.is_empty() {
-            kept.extend(missed);
-            self.write(Mode::Full, &kept)?;
-        }
-        // These are stuck: their packets come round to us, and we know nothing of them. Those that
-        // are about to end do so by themselves, and may have something left to be read.
-        let stuck = strays
-            .iter()
-            .filter(|stray| !kept.contains(&Connection::of(stray)) && whole(stray));
-        end_if_possible(&self.netns, stuck)?;
-        self.treated.kept = kept;
-        match self.options.existing {
-            Existing::Keep => Ok(()),
-            Existing::Reset => self.reset(&strays),
-        }
-    }
-
-    /// Ends the kept connections. The rules still spare them, so that their peers hear of it.
-    fn reset(&mut self, strays: &[Tcp]) -> Result<(), Error> {
-        if self.treated.kept.is_empty() {
-            return Ok(());
-        }
-        let kept: HashSet<_> = self.treated.kept.drain(..).collect();
-        let open = strays
-            .iter()
-            .filter(|stray| kept.contains(&Connection::of(stray)));
-        self.treated.reset += end(&self.netns, open)?;
-        self.write(Mode::Full, &[])
-    }
-
-    /// The strays that are there at two looks. A look takes its time, and a connection that is
-    /// captured while it lasts may show one of its two sockets only.
-    fn lasting_strays(&self, own: &[IpAddr]) -> Result<Vec<Tcp>, Error> {
-        let all = connections(&self.netns)?;
-        let mut strays: Vec<_> = Sockets::new(&all, own).strays().cloned().collect();
-        if !strays.is_empty() {
-            let all = connections(&self.netns)?;
-            let again: HashSet<_> = Sockets::new(&all, own)
-                .strays()
-                .map(Connection::of)
-                .collect();
-            strays.retain(|stray| again.contains(&Connection::of(stray)));
-        }
-        Ok(strays)
-    }
-
-    fn write(&mut self, mode: Mode, connections: &[Connection]) -> Result<(), Error> {
-        let rules = Rules {
-            mode,
-            v6: self.v6,
-            connections,
-        };
-        nft::commit(&self.netns, &rules.transaction())?;
-        self.mode = mode;
-        // The number first: a change between the two is then one that `verify` looks into.
-        self.held.generation = netlink::generation(&self.netns)
-            .map_err(Error::kernel("ask for the rules' generation"))?;
-        self.held.listing = nft::table(&self.netns)?.unwrap_or_default();
-        Ok(())
-    }
-
-    /// Looks whether what was written holds.
-    fn settle(&self) -> Result<(), Error> {
-        self.verify_inside()
-            .map_err(|drift| Error::NotHeld(Box::new(drift)))
-    }
 }
 
 /// The addresses of `netns`, if it is the pod's.
-fn belongs(netns: &Netns, pod: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+pub(crate) fn belongs(netns: &Netns, pod: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
     let here = Netns::current().map_err(Error::kernel("tell the daemon's namespace"))?;
     // Where the daemon is not in the node's namespace, and does not see its processes, process 1
     // is in the daemon's own.
@@ -455,32 +277,6 @@ pub(crate) fn addresses(netns: &Netns) -> Result<Vec<IpAddr>, Error> {
         .map_err(Error::kernel("list addresses"))
 }
 
-fn connections(netns: &Netns) -> Result<Vec<Tcp>, Error> {
-    sockdiag::connections(netns).map_err(Error::kernel("list connections"))
-}
-
-/// What rules the namespace now.
-fn before(netns: &Netns) -> Result<Before, Error> {
-    // Asked first because it costs nothing, and this is so nearly always.
-    if !netlink::has_table(netns, TABLE).map_err(Error::kernel("look for rules"))? {
-        return Ok(Before::Nothing);
-    }
-    let listing = nft::table(netns)?.unwrap_or_default();
-    if is_draining(&listing) {
-        return Ok(Before::Draining);
-    }
-    let mut kept = Vec::new();
-    for name in SET_NAMES {
-        kept.extend(
-            nft::set(netns, name)?
-                .as_deref()
-                .map(read_connections)
-                .unwrap_or_default(),
-        );
-    }
-    Ok(Before::Captured(kept))
-}
-
 /// Takes away rules and routes, as much as can be.
 fn remove(netns: &Netns) -> Result<(), Error> {
     let rules = nft::commit(netns, &Rules::removal());
@@ -493,22 +289,7 @@ fn remove(netns: &Netns) -> Result<(), Error> {
     routes.into_iter().collect()
 }
 
-fn end<'a>(netns: &Netns, sockets: impl IntoIterator<Item = &'a Tcp>) -> Result<usize, Error> {
-    sockdiag::destroy(netns, sockets).map_err(Error::kernel("reset connections"))
-}
-
-/// As [`end`], where the connections would end by themselves, only later.
-fn end_if_possible<'a>(
-    netns: &Netns,
-    sockets: impl IntoIterator<Item = &'a Tcp>,
-) -> Result<usize, Error> {
-    match sockdiag::destroy(netns, sockets) {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(0),
-        done => done.map_err(Error::kernel("reset connections")),
-    }
-}
-
-fn route_error(v6: bool) -> impl FnOnce(std::io::Error) -> Error {
+pub(crate) fn route_error(v6: bool) -> impl FnOnce(std::io::Error) -> Error {
     let family = if v6 { Family::V6 } else { Family::V4 };
     move |cause| Error::Route { family, cause }
 }

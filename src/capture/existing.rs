@@ -63,18 +63,23 @@ pub(crate) enum Before {
     /// Rules that captured everything but these. Another stray is the rest of a connection that
     /// we carried, and must not get out in clear; or was opened while the rules were away.
     Captured(Vec<Connection>),
-    /// Rules that captured nothing new. A stray that is whole was opened meanwhile; one that has
-    /// begun to end may be the rest of a connection that we carried.
-    Draining,
+    /// Rules that captured nothing new, and still carried these. Another stray was opened
+    /// meanwhile; one of these is the rest of a connection that we carried.
+    Draining(Vec<Connection>),
 }
 
 impl Before {
+    /// Whether new strays can appear until the next rules stand.
+    pub(crate) fn lets_pass(&self) -> bool {
+        !matches!(self, Self::Captured(_))
+    }
+
     /// Whether this stray may live on uncaptured.
     pub(crate) fn spares(&self, stray: &Tcp) -> bool {
         match self {
             Self::Nothing => true,
             Self::Captured(kept) => kept.contains(&Connection::of(stray)),
-            Self::Draining => whole(stray),
+            Self::Draining(carried) => !carried.contains(&Connection::of(stray)),
         }
     }
 }
@@ -215,9 +220,9 @@ mod tests {
         assert!(Before::Nothing.spares(&stray) && Before::Nothing.spares(&ending));
         assert!(!Before::Captured(Vec::new()).spares(&stray));
         assert!(Before::Captured(known.clone()).spares(&stray));
-        assert!(Before::Captured(known).spares(&ending));
-        assert!(Before::Draining.spares(&stray));
-        // It may be the rest of one that was carried, and its next bytes would go out in clear.
-        assert!(!Before::Draining.spares(&ending));
+        assert!(Before::Captured(known.clone()).spares(&ending));
+        assert!(Before::Draining(Vec::new()).spares(&stray));
+        // The rest of one that was carried: its next bytes would go out in clear.
+        assert!(!Before::Draining(known).spares(&ending));
     }
 }

@@ -1,10 +1,10 @@
 //! Takes a pod's connections: listeners inside its namespace, and the rules that lead there.
 //!
-//! The first stage of the journey: [`enrol`] puts a pod under capture, [`accept`] takes its
+//! The first stage of the journey: [`enrol()`] puts a pod under capture, [`accept()`] takes its
 //! connections one by one, and [`identify`](crate::identify) finds out what they are.
 //!
-//! Everything but [`accept`] blocks, for up to some tens of milliseconds, and belongs on a thread
-//! that may. What the kernel holds is looked at each time and never remembered: [`enrol`] may be
+//! Everything but [`accept()`] blocks, for up to some tens of milliseconds, and belongs on a thread
+//! that may. What the kernel holds is looked at each time and never remembered: [`enrol()`] may be
 //! called after a crash of the daemon, and [`Capture::verify`] tells what is no longer as it was.
 //!
 //! Order is the point of this stage. In: listeners, then routes, then rules, then the pod counts as
@@ -12,6 +12,7 @@
 //! listeners are gone is cut off; never open.
 
 mod accept;
+mod commit;
 mod enrol;
 mod existing;
 mod nft;
@@ -76,7 +77,7 @@ impl Port {
 }
 
 /// The listeners of one pod that one worker serves, one per family. The worker makes them tokio
-/// listeners and calls [`accept`] on each.
+/// listeners and calls [`accept()`] on each.
 #[derive(Debug, Default)]
 pub struct WorkerListeners {
     /// On [`Port::Outbound`].

@@ -113,7 +113,7 @@ pub fn probe() -> Result<(), Unfit> {
     let netns = Netns::scratch().map_err(scratch)?;
     Routing::open(&netns)
         .and_then(|routing| routing.furnish())
-        .map_err(scratch)?;
+        .map_err(furnish)?;
     let options = Options {
         workers: 1,
         existing: Existing::Keep,
@@ -155,6 +155,14 @@ fn scratch(error: io::Error) -> Unfit {
     match error.raw_os_error() {
         Some(libc::EPERM) => Unfit::Capability("CAP_SYS_ADMIN"),
         Some(libc::ENOPROTOOPT) => Unfit::OldKernel,
+        _ => Unfit::Scratch(error),
+    }
+}
+
+/// The namespace is there; only the right to change it can be missing.
+fn furnish(error: io::Error) -> Unfit {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => Unfit::Capability("CAP_NET_ADMIN"),
         _ => Unfit::Scratch(error),
     }
 }

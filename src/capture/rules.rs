@@ -23,6 +23,8 @@
 //! - **Nothing that arrives is rejected** by a rule: the reset would be turned round like everything
 //!   that leaves. A call from outside to a port of ours is captured, and refused by
 //!   [`accept`](crate::capture::accept()).
+//! - **Exceptions are for connections, not for addresses**: a request for a new connection between
+//!   the same ends is never spared, and takes the exception away.
 //! - No NAT and no conntrack expression: either would start connection tracking in the pod.
 //!
 //! Statements are those that nft 0.9.4 and Linux 5.14 know.
@@ -68,6 +70,10 @@ pub(crate) struct Rules<'a> {
     pub(crate) v6: bool,
     /// The exceptions from `mode`.
     pub(crate) connections: &'a [Connection],
+    /// Whether packets of connections that nobody knows yet are dropped, to be sent again: while
+    /// the exceptions are not complete, they could belong to one. [`thaw`] ends it, or the next
+    /// rules do.
+    pub(crate) held: bool,
 }
 
 /// How the name of the chain begins that tells what rules these are.
@@ -76,8 +82,10 @@ const DRAINING: &str = "config_draining_";
 
 /// A connection request, and nothing else.
 const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
-/// Any packet of a connection that has begun.
-const BEGUN: &str = "tcp flags & syn == 0x0";
+/// Any other packet of a connection.
+const BEGUN: &str = "tcp flags & (fin | syn | rst | ack) != syn";
+/// The chain that drops, as long as the rules are held.
+const HELD: &str = "held";
 
 impl Rules<'_> {
     /// The transaction that puts these rules in the place of whatever was there.
@@ -106,6 +114,15 @@ impl Rules<'_> {
 
     fn body(&self) -> String {
         let mut text = self.sets();
+        if self.held {
+            let ours =
+                format!("meta l4proto tcp socket mark & {MARK_MASK:#x} == {OWN_MARK:#x} return\n");
+            let lines = match self.mode {
+                Mode::Full => ours + "drop\n",
+                Mode::Draining => "drop\n".to_owned(),
+            };
+            text += &chain(HELD, "", &lines);
+        }
         text += &match self.mode {
             Mode::Full => self.capturing(),
             Mode::Draining => self.draining(),
@@ -161,7 +178,10 @@ impl Rules<'_> {
                 "{SYN} {key} @{name} delete @{name} {{ {key} }} accept\n",
                 name = set.name
             );
-            out += &format!("{key} @{} {}\n", set.name, mark_captured());
+            out += &format!("{key} @{} {} accept\n", set.name, mark_captured());
+        }
+        if self.held {
+            let _ = writeln!(out, "{BEGUN} jump {HELD}");
         }
         let refusing = self.tproxy(Port::Tunnel) + "reject with tcp reset\n";
         own_ports()
@@ -200,32 +220,52 @@ impl Rules<'_> {
         // Ours, from the pod to itself by way of a tunnel.
         lo += &format!("tcp dport {tunnel} fib saddr type local jump tunnel\n");
         lo += &format!("meta mark set meta mark & {:#x} accept\n", !MARK_MASK);
-        chain("captured", "", &(self.tproxy(Port::Outbound) + "drop\n")) + &chain("loop", "", &lo)
+        let mut captured = String::new();
+        if self.held && self.mode == Mode::Full {
+            let _ = writeln!(captured, "{BEGUN} jump {HELD}");
+        }
+        captured += &self.tproxy(Port::Outbound);
+        captured += "drop\n";
+        chain("captured", "", &captured) + &chain("loop", "", &lo)
     }
 
     /// Lets the connections go on that were there before; a new one between the same ends is
     /// captured, and ends the exception.
     fn spared(&self, side: Side) -> String {
         let mut text = String::new();
-        for set in SETS
-            .into_iter()
-            .filter(|set| self.elements(*set).next().is_some())
-        {
+        for set in SETS {
+            if !self.connections.iter().any(|one| set.holds(one)) {
+                continue;
+            }
             let (name, key) = (set.name, set.key(side));
             let _ = writeln!(text, "{BEGUN} {key} @{name} accept");
-            let _ = writeln!(text, "{SYN} {key} @{name} delete @{name} {{ {key} }}");
+            // What arrives may ask for the same connection again, because the answer was lost.
+            // As long as the application has a socket for it, `tproxy` does not take it.
+            let _ = match side {
+                Side::Leaving => writeln!(text, "{SYN} {key} @{name} delete @{name} {{ {key} }}"),
+                Side::Arriving if set.family == Family::V6 && !self.v6 => Ok(()),
+                Side::Arriving => {
+                    let tproxy = set.tproxy(Port::Inbound);
+                    writeln!(
+                        text,
+                        "{SYN} {key} @{name} {tproxy} delete @{name} {{ {key} }} accept"
+                    )
+                }
+            };
         }
         text
     }
 
     fn tproxy(&self, to: Port) -> String {
-        let port = to.number();
-        let mut text =
-            format!("meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{port} accept\n");
-        if self.v6 {
+        let mut text = String::new();
+        for set in SETS
+            .iter()
+            .filter(|set| self.v6 || set.family == Family::V4)
+        {
+            let (nfproto, tproxy) = (set.nfproto, set.tproxy(to));
             let _ = writeln!(
                 text,
-                "meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{port} accept"
+                "meta nfproto {nfproto} meta l4proto tcp {tproxy} accept"
             );
         }
         text
@@ -267,13 +307,15 @@ enum Side {
     Arriving,
 }
 
-/// The set that holds the exceptions of one family.
+/// A family, and the set that holds its exceptions.
 #[derive(Clone, Copy)]
 struct Set {
     name: &'static str,
     family: Family,
     address: &'static str,
     protocol: &'static str,
+    nfproto: &'static str,
+    loopback: &'static str,
 }
 
 /// The names of the sets that hold connections.
@@ -285,18 +327,30 @@ const SETS: [Set; 2] = [
         family: Family::V4,
         address: "ipv4_addr",
         protocol: "ip",
+        nfproto: "ipv4",
+        loopback: "127.0.0.1",
     },
     Set {
         name: "known6",
         family: Family::V6,
         address: "ipv6_addr",
         protocol: "ip6",
+        nfproto: "ipv6",
+        loopback: "[::1]",
     },
 ];
 
 impl Set {
     fn holds(self, connection: &Connection) -> bool {
         Family::of(connection.local.ip()) == self.family
+    }
+
+    /// The statement that gives a packet to one of our listeners, or breaks off its rule.
+    fn tproxy(self, to: Port) -> String {
+        let Self {
+            protocol, loopback, ..
+        } = self;
+        format!("tproxy {protocol} to {loopback}:{}", to.number())
     }
 
     /// What is looked up: the application's end, then the other.
@@ -364,8 +418,9 @@ fn fnv1a(text: &str) -> u64 {
     })
 }
 
-/// The transaction that adds connections to rules of [`Mode::Draining`]; ones that are known stay.
-pub(crate) fn addition(connections: &[Connection]) -> String {
+/// The transaction that adds connections to rules of [`Mode::Draining`] that are held, and lets
+/// go. Not by writing them again: since they stand, they have been adding connections themselves.
+pub(crate) fn thaw(connections: &[Connection]) -> String {
     let mut text = String::new();
     for connection in connections {
         for set in SETS.iter().filter(|set| set.holds(connection)) {
@@ -373,7 +428,7 @@ pub(crate) fn addition(connections: &[Connection]) -> String {
             let _ = writeln!(text, "add element inet {TABLE} {name} {{ {element} }}");
         }
     }
-    text
+    text + &format!("flush chain inet {TABLE} {HELD}\n")
 }
 
 /// Whether rules, as `nft list table` prints them, are those of [`Mode::Draining`].

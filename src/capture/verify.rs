@@ -95,15 +95,15 @@ impl Capture {
             .map_err(Error::kernel("ask for the rules' generation"))?;
         self.verify_inside()?;
         // Others may change their own rules: not to be looked into again.
-        self.held.generation = generation;
+        self.noted.generation = generation;
         Ok(())
     }
 
     pub(crate) fn verify_inside(&self) -> Result<(), Drift> {
         let generation = netlink::generation(&self.netns)
             .map_err(Error::kernel("ask for the rules' generation"))?;
-        if generation != self.held.generation
-            && nft::table(&self.netns)?.as_deref() != Some(self.held.listing.as_str())
+        if generation != self.noted.generation
+            && nft::table(&self.netns)?.as_deref() != Some(self.noted.listing.as_str())
         {
             return Err(Drift::Rules);
         }

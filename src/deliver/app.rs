@@ -71,6 +71,18 @@ impl App {
         self.tcp.poll_read_ready(cx)
     }
 
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Reads by `read`, and waits for readiness after its "not now".
+    pub(crate) fn try_read<T>(
+        &self,
+        read: impl FnOnce(&TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.tcp.try_io(Interest::READABLE, || read(&self.tcp))
+    }
+
     /// Reads what there is, up to `room`, and whether the FIN is behind it. Nothing and no FIN
     /// means that there was nothing after all; the task is woken when there is.
     ///

@@ -1,16 +1,19 @@
 //! Connects to applications, and to whatever a captured connection was bound for.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::Socket;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::authorize::Permit;
 use crate::mesh::Direction;
 use crate::sys::netns::Netns;
-use crate::sys::socket::{connect_from, connector};
+use crate::sys::socket::{connect_announced, connect_from, connector};
 
 /// From the first SYN to a connection, at most.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -79,6 +82,7 @@ impl Error {
             io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => {
                 Self::NoPort { to, cause }
             }
+            io::ErrorKind::PermissionDenied => Self::Socket(cause),
             _ => Self::Unreachable { to, cause },
         }
     }
@@ -99,26 +103,43 @@ pub async fn dial(
 ) -> Result<TcpStream, Error> {
     let flow = permit.flow();
     let to = flow.destination.addr;
-    let socket = match from {
-        None => connector(netns, to.ip()),
-        Some(from) if from.is_ipv4() != to.is_ipv4() => connector(netns, to.ip()),
-        Some(from) if flow.direction == Direction::Outbound || from == to.ip() => {
-            own(netns, from, to.ip())
-        }
-        Some(from) => {
+    let from = from.filter(|from| from.is_ipv4() == to.is_ipv4());
+    let own = flow.direction == Direction::Outbound || from == Some(to.ip());
+    match from {
+        Some(from) if !own => {
             let client = flow.source.addr;
             let avoid = (client.ip() == from).then(|| client.port());
-            return within(to, connect_from(netns, from, to, avoid)).await;
+            within(to, connect_from(netns, from, to, avoid)).await
         }
-    };
-    connect(socket.map_err(Error::Socket)?, to).await
+        from => {
+            let made = connector(netns, to.ip()).and_then(|socket| {
+                if let Some(from) = from {
+                    setsockopt(&socket, IpBindAddressNoPort, &true)?;
+                    socket.bind(&SocketAddr::new(from, 0).into())?;
+                }
+                Ok(socket)
+            });
+            let socket = TcpSocket::from_std_stream(made.map_err(Error::Socket)?.into());
+            within(to, socket.connect(to)).await
+        }
+    }
 }
 
-/// A socket of the pod's own address.
-fn own(netns: &Netns, from: IpAddr, to: IpAddr) -> io::Result<Socket> {
-    let socket = connector(netns, to)?;
-    socket.bind(&SocketAddr::new(from, 0).into())?;
-    Ok(socket)
+/// Connects from the pod's address `from` to `to`, by which the permit's destination is reached.
+/// Before each try `announce` is told the address the other side will see; what it returned lives
+/// with the connection, or ends with the try.
+///
+/// # Errors
+///
+/// As [`dial`].
+pub async fn dial_announced<T>(
+    _permit: &Permit,
+    netns: &Netns,
+    from: IpAddr,
+    to: SocketAddr,
+    announce: impl FnMut(SocketAddr) -> T,
+) -> Result<(TcpStream, T), Error> {
+    within(to, connect_announced(netns, from, to, None, announce)).await
 }
 
 /// A socket that knows its address before it connects.
@@ -130,12 +151,16 @@ pub struct Bound {
 
 /// Makes a socket with a port of its own on the pod's address `from`, to be connected later.
 ///
+/// Such a port rests for a minute after its connection (`TIME_WAIT`), so an address has 28,000 of
+/// these a minute; [`dial_announced`] has no such bound.
+///
 /// # Errors
 ///
 /// [`Error::Socket`], also when the address has no free port.
 pub fn bind(netns: &Netns, from: IpAddr) -> Result<Bound, Error> {
     let made = || -> io::Result<Bound> {
-        let socket = own(netns, from, from)?;
+        let socket = connector(netns, from)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
         let local = socket.local_addr()?.as_socket();
         Ok(Bound {
             socket,
@@ -158,19 +183,20 @@ impl Bound {
     ///
     /// As [`dial`].
     pub async fn connect(self, _permit: &Permit, to: SocketAddr) -> Result<TcpStream, Error> {
-        connect(self.socket, to).await
+        within(
+            to,
+            TcpSocket::from_std_stream(self.socket.into()).connect(to),
+        )
+        .await
     }
 }
 
-async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, Error> {
-    within(to, TcpSocket::from_std_stream(socket.into()).connect(to)).await
-}
-
-async fn within(
+async fn within<T>(
     to: SocketAddr,
-    connecting: impl Future<Output = io::Result<TcpStream>>,
-) -> Result<TcpStream, Error> {
-    match tokio::time::timeout(DEADLINE, connecting).await {
+    connecting: impl Future<Output = io::Result<T>>,
+) -> Result<T, Error> {
+    // Boxed, because the caller's future lives as long as its connection.
+    match Box::pin(tokio::time::timeout(DEADLINE, connecting)).await {
         Ok(connected) => connected.map_err(|cause| Error::of(to, cause)),
         Err(_) => Err(Error::Timeout { to }),
     }

@@ -14,10 +14,11 @@
 
 mod app;
 mod dial;
+mod duct;
 mod relay;
 mod splice;
 
-pub use dial::{Bound, Error, bind, dial};
+pub use dial::{Bound, Error, bind, dial, dial_announced};
 pub use relay::relay;
 pub use splice::splice;
 

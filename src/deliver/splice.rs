@@ -10,11 +10,16 @@ use tokio::net::TcpStream;
 
 use crate::authorize::Permit;
 use crate::deliver::app::{App, Ends};
+use crate::deliver::duct::Duct;
 use crate::deliver::{End, Fault, Meter, Side};
 use crate::pipe::CHUNK;
 
 /// Bytes that one poll moves in one direction, at most, before other connections have their turn.
 const TURN: usize = 4 * CHUNK;
+
+/// Bytes in one poll after which a direction moves inside the kernel: the pipe's system calls must
+/// pay. Short messages are cheaper read and written.
+const MUCH: usize = CHUNK;
 
 /// Joins `near` and `far` until both directions have ended.
 ///
@@ -44,11 +49,12 @@ struct Splice<'a> {
     by: Option<Side>,
 }
 
-/// One direction.
+/// One direction. What was read and not written yet is in `rest` or in the duct, never in both.
 #[derive(Default)]
 struct Lane {
-    /// Read, and not written yet.
     rest: Bytes,
+    /// While much moves, bytes move inside the kernel.
+    duct: Option<Duct>,
     got_end: bool,
     ended: bool,
 }
@@ -120,12 +126,9 @@ impl Lane {
     ) -> Result<(), (Ends, io::Error)> {
         let mut moved = 0;
         while !self.ended {
-            if !self.rest.is_empty() {
-                match to.write(&[IoSlice::new(&self.rest)]) {
-                    Ok(written) => {
-                        self.rest.advance(written);
-                        count(written);
-                    }
+            if self.waits() {
+                match self.write(to) {
+                    Ok(written) => count(written),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         if to
                             .poll_writable(cx)
@@ -139,10 +142,13 @@ impl Lane {
                 }
                 continue;
             }
-            self.rest = Bytes::new();
             if self.got_end {
                 to.end().map_err(|error| (Ends::To, error))?;
-                self.ended = true;
+                (self.ended, self.duct) = (true, None);
+                return Ok(());
+            }
+            if moved >= TURN {
+                cx.waker().wake_by_ref();
                 return Ok(());
             }
             if from
@@ -152,16 +158,52 @@ impl Lane {
             {
                 return Ok(());
             }
+            if self.duct.is_some() {
+                moved += self.fill(from).map_err(|error| (Ends::From, error))?;
+                continue;
+            }
             let (written, rest, end) = from.forward(cx, to)?;
             count(written);
             moved += written + rest.len();
             self.rest = rest;
             self.got_end = end;
-            if moved >= TURN {
-                cx.waker().wake_by_ref();
-                return Ok(());
+            if moved >= MUCH {
+                // Without a descriptor to spare, it goes on as before.
+                self.duct = Duct::take().ok();
             }
         }
         Ok(())
+    }
+
+    fn waits(&self) -> bool {
+        !self.rest.is_empty() || self.duct.as_ref().is_some_and(|duct| duct.held() > 0)
+    }
+
+    fn write(&mut self, to: &App) -> io::Result<usize> {
+        if let (true, Some(duct)) = (self.rest.is_empty(), &mut self.duct) {
+            return duct.empty(to.socket());
+        }
+        let written = to.write(&[IoSlice::new(&self.rest)])?;
+        self.rest.advance(written);
+        if self.rest.is_empty() {
+            self.rest = Bytes::new();
+        }
+        Ok(written)
+    }
+
+    /// Fills the duct. When there is nothing to fill it with, it goes back.
+    fn fill(&mut self, from: &App) -> io::Result<usize> {
+        let Some(duct) = &mut self.duct else {
+            return Ok(0);
+        };
+        let filled = from.try_read(|socket| duct.fill(socket));
+        match filled {
+            Ok(0) => self.got_end = true,
+            Ok(_) => return filled,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return filled,
+        }
+        self.duct = None;
+        Ok(0)
     }
 }

@@ -1,3 +1,5 @@
+//! The index: order independence, ownership of addresses, resolution.
+
 use super::*;
 use crate::mesh::{
     Bypass, Enrolment, Family, InternalTrafficPolicy, Labels, OriginalDst, Owner, Phase, Route,

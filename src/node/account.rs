@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::authorize::{DryRun, Permit};
+use crate::authorize::{DryRun, Permit, Would};
 use crate::deliver::{End, Fault, Meter};
-use crate::mesh::{Direction, Flow, Local, Path, Peer, TunnelAddr, Workload};
+use crate::mesh::{Direction, Flow, Local, Path, Peer, Service, TunnelAddr, Workload};
 use crate::node::error::{Chain, Error, of_tunnel};
 use crate::node::live::Entered;
 use crate::node::worker::Worker;
@@ -51,12 +51,12 @@ impl Account {
     }
 
     /// Where the relay counts its bytes; its near side is the source.
-    pub(crate) fn from_source(&self) -> &Meter {
+    pub(crate) fn meter_from_source(&self) -> &Meter {
         &self.tally.meter
     }
 
     /// Where the relay counts its bytes; its near side is the destination.
-    pub(crate) fn from_destination(&self) -> &Meter {
+    pub(crate) fn meter_from_destination(&self) -> &Meter {
         self.tally.flipped.set(true);
         &self.tally.meter
     }
@@ -96,7 +96,7 @@ impl Account {
         let policy = would.policy.to_string();
         let labels = DryRunLabels {
             policy,
-            verdict: would.would.reason(),
+            verdict: verdict(would.would),
         };
         worker
             .shared
@@ -141,8 +141,12 @@ impl Account {
         let flow = match (self.permit.get(), &ended) {
             (Some(permit), _) => permit.flow(),
             (None, Err(Error::Authorize(refusal))) => &refusal.flow,
+            (None, Err(Error::Identify(unroutable))) => {
+                described = self.describe(Some(unroutable.service().clone()));
+                &described
+            }
             (None, _) => {
-                described = self.describe();
+                described = self.describe(None);
                 &described
             }
         };
@@ -176,7 +180,7 @@ impl Account {
     }
 
     /// What is known of a connection that did not get as far as a decision.
-    fn describe(&self) -> Flow {
+    fn describe(&self, service: Option<Arc<Service>>) -> Flow {
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
         Flow {
             direction: self.direction,
@@ -188,10 +192,18 @@ impl Account {
             destination: Local {
                 addr: self.dialled.get().unwrap_or(unspecified),
                 workload: None,
-                service: None,
+                service,
             },
             path: Path::Plain,
         }
+    }
+}
+
+/// What the decision would have been.
+fn verdict(would: Would) -> &'static str {
+    match would {
+        Would::Allow { .. } => "allow",
+        Would::Deny { .. } | Would::Refuse | Would::NotAllow => "deny",
     }
 }
 

@@ -94,7 +94,7 @@ impl Enroller {
     ///
     /// One sentence for people: what was tried, why it failed and what mends it.
     pub(crate) async fn enrol(&self, pod: Wanted) -> Result<Enrolled, String> {
-        let options = self.options.clone();
+        let options = self.options;
         self.blocking("enrol", move || {
             let path = pod.netns.as_deref().ok_or(
                 "nobody has told its network namespace: annotate the pod with adit.mesh/netns",

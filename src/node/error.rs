@@ -4,11 +4,13 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::authorize::Refusal;
+use crate::deliver;
 use crate::identify::Unroutable;
 use crate::node::live::Cut;
+use crate::pki;
 use crate::telemetry::Outcome;
+use crate::tunnel;
 use crate::tunnel::{Refused, Status};
-use crate::{deliver, pki, tunnel};
 
 /// Why one connection was not carried, or not to its end. The variant is the stage.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 use crate::capture::{Captured, Port};
 use crate::deliver;
 use crate::identify::Backend;
-use crate::mesh::{Direction, Flow, Identity, Local, Path, Peer, Service, Workload, canonical_ip};
+use crate::mesh::{
+    Direction, Flow, Identity, Local, Path, Peer, Service, TunnelAddr, Workload, canonical_ip,
+};
 use crate::node::account::Account;
 use crate::node::error::Error;
 use crate::node::pod::Pod;
@@ -36,6 +38,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) 
 
 /// A tunnel: its handshake, then its streams, each on its own.
 async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let ends = Ends {
+        source: captured.source,
+        via: TunnelAddr::new(captured.original_dst.get()),
+    };
     let source = captured.source;
     let mut incoming = match handshake(&worker, &pod, captured.socket).await {
         Ok(incoming) => incoming,
@@ -60,7 +66,7 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
         };
         match next {
             Some(Ok(request)) => {
-                let stream = stream(worker.clone(), pod.clone(), request, peer.clone(), source);
+                let stream = stream(worker.clone(), pod.clone(), request, peer.clone(), ends);
                 task::spawn_local("inbound stream", stream).detach();
             }
             Some(Err(error)) => {
@@ -70,6 +76,15 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
             None => return,
         }
     }
+}
+
+/// The two ends of a tunnel.
+#[derive(Clone, Copy)]
+struct Ends {
+    /// The client's side, the address of its pod.
+    source: SocketAddr,
+    /// Our side, the address of this pod.
+    via: TunnelAddr,
 }
 
 /// One inbound tunnel in the gauge.
@@ -110,15 +125,10 @@ async fn handshake(
 }
 
 /// One stream of a tunnel: one connection of an application.
-async fn stream(
-    worker: Rc<Worker>,
-    pod: Rc<Pod>,
-    request: Request,
-    peer: Identity,
-    source: SocketAddr,
-) {
-    let account = Account::open(&worker, Direction::Inbound, source);
-    let outcome = Box::pin(arrive(&worker, &pod, request, peer, source, &account)).await;
+async fn stream(worker: Rc<Worker>, pod: Rc<Pod>, request: Request, peer: Identity, ends: Ends) {
+    let account = Account::open(&worker, Direction::Inbound, ends.source);
+    account.via(ends.via);
+    let outcome = Box::pin(arrive(&worker, &pod, request, peer, ends, &account)).await;
     account.close(&worker, outcome);
 }
 
@@ -127,11 +137,11 @@ async fn arrive(
     pod: &Rc<Pod>,
     request: Request,
     peer: Identity,
-    source: SocketAddr,
+    ends: Ends,
     account: &Account,
 ) -> Result<deliver::End, Error> {
     let world = worker.world();
-    let permit = match permit(worker, pod, &request, peer, source, &world, account) {
+    let permit = match permit(worker, pod, &request, peer, ends, &world, account) {
         Ok(permit) => Rc::new(permit),
         Err(error) => {
             request.refuse(error.status());
@@ -140,7 +150,7 @@ async fn arrive(
     };
     drop(world);
     account.permitted(worker, &permit);
-    let dialled = deliver::dial(&permit, &pod.netns, Some(source.ip())).await;
+    let dialled = deliver::dial(&permit, &pod.netns, Some(ends.source.ip())).await;
     let app = match dialled {
         Ok(app) => app,
         Err(error) => {
@@ -151,7 +161,7 @@ async fn arrive(
     let stream = request.accept()?;
     let live = account.live(worker, &pod.uid, &permit);
     tokio::select! {
-        end = deliver::relay(&permit, app, stream, account.from_destination()) => Ok(end),
+        end = deliver::relay(&permit, app, stream, account.meter_from_destination()) => Ok(end),
         cut = live.ended() => Err(Error::Cut(cut)),
     }
 }
@@ -161,7 +171,7 @@ fn permit(
     pod: &Pod,
     request: &Request,
     peer: Identity,
-    source: SocketAddr,
+    ends: Ends,
     world: &World,
     account: &Account,
 ) -> Result<crate::authorize::Permit, Error> {
@@ -169,7 +179,9 @@ fn permit(
     let to = head.authority().map_err(Error::BadRequest)?;
     account.dialled(to);
     let local = world.pod(&pod.uid).ok_or(Error::PodUnknown)?;
-    if !local.workload.ips.contains(&canonical_ip(to.ip())) {
+    // A pod may have two addresses. The client's is of the family by which it came, and only the
+    // same family's can be reached from it.
+    if canonical_ip(to.ip()) != ends.via.ip() {
         return Err(Error::NotThisPod { asked: to });
     }
     if Port::is_ours(to.port()) {
@@ -178,6 +190,7 @@ fn permit(
     let service = head
         .host()
         .and_then(|host| service_named(world, worker, host, &local.workload));
+    let source = ends.source;
     let workload = source_workload(world, source, &peer);
     let flow = Flow {
         direction: Direction::Inbound,
@@ -258,8 +271,13 @@ async fn arrive_same_node(
         to,
         service,
     } = announcement;
-    let Captured { socket, source, .. } = captured;
+    let Captured {
+        socket,
+        source,
+        original_dst: via,
+    } = captured;
     let guard = ResetOnDrop::new(socket);
+    account.via(TunnelAddr::new(via.get()));
     account.dialled(to.get());
     let permit = {
         let world = worker.world();
@@ -284,7 +302,7 @@ async fn arrive_same_node(
     let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
     let live = account.live(worker, &pod.uid, &permit);
     tokio::select! {
-        end = deliver::splice(&permit, guard.into_inner(), app, account.from_source()) => Ok(end),
+        end = deliver::splice(&permit, guard.into_inner(), app, account.meter_from_source()) => Ok(end),
         cut = live.ended() => Err(Error::Cut(cut)),
     }
 }

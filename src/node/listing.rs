@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::api;
 use crate::authorize::Policies;
 use crate::identify::Snapshot;
-use crate::mesh::{Direction, Service};
+use crate::mesh::{Direction, Phase, Service, Workload};
 use crate::node::enrol::Held;
 use crate::node::error::Chain;
 use crate::node::pods::{Entry, State};
@@ -50,6 +51,19 @@ pub(crate) fn problem(problem: &Problem) -> api::Problem {
         object: problem.object.clone(),
         message: problem.message.clone(),
     }
+}
+
+/// Live pods that claim an address which belongs to another, with that address.
+pub(crate) fn contested(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<Workload>, IpAddr)> {
+    let live = |pod: &&Arc<Workload>| pod.phase != Phase::Finished && !pod.host_network;
+    snapshot.workloads().filter(live).flat_map(move |pod| {
+        let others = pod.ips.iter().filter(move |ip| {
+            snapshot
+                .workload_at(**ip)
+                .is_some_and(|owner| owner.uid != pod.uid)
+        });
+        others.map(move |ip| (pod, *ip))
+    })
 }
 
 /// A service with its endpoints.

@@ -167,7 +167,7 @@ impl Leaving<'_> {
             .await?;
         let live = self.account.live(self.worker, &self.pod.uid, &permit);
         tokio::select! {
-            end = deliver::relay(&permit, captured.socket.into_inner(), stream, self.account.from_source()) => Ok(end),
+            end = deliver::relay(&permit, captured.socket.into_inner(), stream, self.account.meter_from_source()) => Ok(end),
             cut = live.ended() => Err(Error::Cut(cut)),
         }
     }
@@ -200,7 +200,7 @@ impl Leaving<'_> {
         let socket = bound.connect(&permit, via.get()).await?;
         let live = self.account.live(self.worker, &self.pod.uid, &permit);
         let end = tokio::select! {
-            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.from_source()) => Ok(end),
+            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.meter_from_source()) => Ok(end),
             cut = live.ended() => Err(Error::Cut(cut)),
         };
         drop(announced);
@@ -251,7 +251,7 @@ impl Leaving<'_> {
         let socket = deliver::dial(&permit, &self.pod.netns, Some(from)).await?;
         let live = self.account.live(self.worker, &self.pod.uid, &permit);
         tokio::select! {
-            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.from_source()) => Ok(end),
+            end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.meter_from_source()) => Ok(end),
             cut = live.ended() => Err(Error::Cut(cut)),
         }
     }

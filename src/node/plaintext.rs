@@ -61,7 +61,7 @@ async fn arrive(
     let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
     let live = account.live(worker, &pod.uid, &permit);
     tokio::select! {
-        end = deliver::splice(&permit, guard.into_inner(), app, account.from_source()) => Ok(end),
+        end = deliver::splice(&permit, guard.into_inner(), app, account.meter_from_source()) => Ok(end),
         cut = live.ended() => Err(Error::Cut(cut)),
     }
 }

@@ -246,18 +246,10 @@ impl Pods {
             .collect()
     }
 
-    /// Names of the wanted pods whose first attempt is not over: what readiness waits for. A pod
-    /// that failed is reported elsewhere and holds nobody up.
-    pub(crate) fn waiting(&self) -> Vec<Arc<str>> {
-        self.entries
-            .values()
-            .filter(|entry| {
-                entry.still_wanted
-                    && entry.failures == 0
-                    && matches!(entry.state, State::Pending | State::Enrolling)
-            })
-            .map(|entry| entry.wanted.name.clone())
-            .collect()
+    /// The wanted pods that are not captured: what readiness waits for.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Entry> {
+        let served = |entry: &&Entry| entry.still_wanted && entry.state != State::Captured;
+        self.entries.values().filter(served)
     }
 }
 
@@ -348,17 +340,17 @@ mod tests {
         let t = Instant::now();
         let mut pods = Pods::new(Duration::from_secs(30));
         pods.want(vec![pod("a", "/a")], t);
-        assert_eq!(pods.waiting().len(), 1);
+        assert_eq!(pods.waiting().count(), 1);
         assert_eq!(pods.due(t), vec![Action::Enrol(pod("a", "/a"))]);
         assert!(pods.due(t).is_empty(), "one action at a time");
         pods.done("a", Outcome::Enrolled, t);
         pods.want(vec![pod("a", "/a")], t);
         assert!(pods.due(at(t, 60_000)).is_empty());
-        assert!(pods.waiting().is_empty());
+        assert_eq!(pods.waiting().count(), 0);
     }
 
     #[test]
-    fn a_failure_is_retried_with_growing_waits_and_holds_nobody_up() {
+    fn a_failure_is_retried_with_growing_waits_and_holds_no_other_up() {
         let t = Instant::now();
         let mut pods = Pods::new(Duration::from_secs(30));
         pods.want(vec![pod("a", "/a"), pod("b", "/b")], t);
@@ -368,7 +360,8 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..8 {
             pods.done("a", Outcome::Failed("port taken".into()), now);
-            assert!(pods.waiting().is_empty());
+            let waiting: Vec<_> = pods.waiting().map(|entry| &*entry.wanted().uid).collect();
+            assert_eq!(waiting, ["a"]);
             let from = now;
             while pods.due(now).is_empty() {
                 now += Duration::from_millis(250);

@@ -140,8 +140,11 @@ impl Pool {
             origin: origin.clone(),
             head: head.clone(),
         };
-        let opened = way.open(None).await?;
-        Ok(Stream::opening(opened, way))
+        if let Some(tunnel) = self.pick(&way.key, None) {
+            return Ok(Stream::opening(way.on(&tunnel)?, way));
+        }
+        // Boxed, because the caller's future lives as long as its connection.
+        Box::pin(async move { Ok(Stream::opening(way.open(None).await?, way)) }).await
     }
 
     /// Keeps the tunnels for which `keep` holds, and cuts the others with all their streams.
@@ -278,17 +281,20 @@ impl Way {
         &self.pool.0.limits
     }
 
+    fn on(&self, tunnel: &Tunnel) -> Result<Opened, Error> {
+        tunnel.open(self.head.request().ok_or(Error::NoDestination)?)
+    }
+
     /// Opens a stream on a tunnel with room, or on a new one, but not on the one of `avoid`.
     pub(crate) async fn open(&self, avoid: Option<&Place>) -> Result<Opened, Error> {
-        let request = || self.head.request().ok_or(Error::NoDestination);
         for _ in 0..ROUNDS {
             if let Some(tunnel) = self.pool.pick(&self.key, avoid) {
-                return tunnel.open(request()?);
+                return self.on(&tunnel);
             }
             let attempt = self.pool.attempt(&self.key, &self.origin);
             let tunnel = attempt.outcome().await?;
             if tunnel.has_room() {
-                return tunnel.open(request()?);
+                return self.on(&tunnel);
             }
             if let Some(end) = tunnel.end() {
                 return Err(end);

@@ -9,12 +9,15 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use adit::capture;
 use adit::capture::{Drift, Error, Existing};
 use adit::sys::socket;
-use support::{Net, Proxy, Server, V4, V6, connect, connect_as, first_line, options};
+use support::{
+    Net, Proxy, Server, V4, V6, connect, connect_as, connect_briefly, first_line, options,
+};
 
 #[test]
 fn outbound_is_captured_and_keeps_its_destination() {
@@ -134,11 +137,12 @@ fn a_port_that_is_closed_is_refused_at_once() {
         (&net.pod, V6.peer),
         (&net.peer, V6.pod),
     ] {
-        let mut stream = connect(from, SocketAddr::new(to, 9999)).unwrap();
-        let end = stream.read(&mut [0; 1]);
+        // The reset may be quicker than the end of the call.
+        let end = connect(from, SocketAddr::new(to, 9999))
+            .and_then(|mut stream| stream.read(&mut [0; 1]));
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
-    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
 #[test]
@@ -153,13 +157,13 @@ fn a_dead_daemon_cuts_the_pod_off_and_the_next_one_brings_it_back() {
 
     for server in &outside {
         assert_eq!(
-            connect(&net.pod, server.addr).unwrap_err().kind(),
+            connect_briefly(&net.pod, server.addr).unwrap_err().kind(),
             ErrorKind::TimedOut
         );
     }
     for server in &inside {
         assert_eq!(
-            connect(&net.peer, server.addr).unwrap_err().kind(),
+            connect_briefly(&net.peer, server.addr).unwrap_err().kind(),
             ErrorKind::TimedOut
         );
     }
@@ -441,7 +445,7 @@ fn without_its_route_nothing_leaves_in_clear() {
     let _proxy = Proxy::new(net.enrol());
     net.inside("ip rule del pref 539; ip -6 rule del pref 539");
     for server in &server {
-        assert!(connect(&net.pod, server.addr).is_err());
+        assert!(connect_briefly(&net.pod, server.addr).is_err());
     }
 }
 
@@ -459,8 +463,8 @@ fn a_pod_without_ipv6_is_served_until_it_has_it() {
     net.add_v6();
     // Until it is noticed nothing of it passes, in either direction.
     let inside = Server::new(&net.pod, V6.pod, 8080);
-    assert!(connect(&net.pod, server[1].addr).is_err());
-    assert!(connect(&net.peer, inside.addr).is_err());
+    assert!(connect_briefly(&net.pod, server[1].addr).is_err());
+    assert!(connect_briefly(&net.peer, inside.addr).is_err());
     assert!(matches!(
         capture.verify(&net.netns()),
         Err(Drift::Ipv6 { appeared: true })
@@ -492,7 +496,7 @@ fn a_pod_whose_loopback_alone_lacks_ipv6_sends_none() {
     let server = [V4, V6].map(|family| Server::new(&net.peer, family.peer, 80));
     let proxy = Proxy::new(net.enrol());
     first_line(&mut connect(&net.pod, server[0].addr).unwrap());
-    assert!(connect(&net.pod, server[1].addr).is_err());
+    assert!(connect_briefly(&net.pod, server[1].addr).is_err());
     assert_eq!(proxy.count(), 1);
 }
 
@@ -648,5 +652,88 @@ fn to_verify_costs_next_to_nothing() {
     }
     let each = begun.elapsed() / 200;
     eprintln!("enrol {enrolled:?}, verify {each:?}");
-    assert!(each < Duration::from_millis(2), "{each:?}");
+    // To run `nft` once takes longer than this, even on a busy machine.
+    assert!(each < Duration::from_millis(8), "{each:?}");
+}
+
+#[test]
+fn a_pod_with_ipv6_only_is_served() {
+    let net = Net::new();
+    net.inside("ip -4 addr flush dev eth0");
+    let mut capture = capture::enrol(&net.netns(), &[V6.pod], &options()).unwrap();
+    let proxy = Proxy::serve(&net, capture.take_listeners());
+    let outside = Server::new(&net.peer, V6.peer, 80);
+    let inside = Server::new(&net.pod, V6.pod, 8080);
+    first_line(&mut connect(&net.pod, outside.addr).unwrap());
+    first_line(&mut connect(&net.peer, inside.addr).unwrap());
+    assert_eq!(proxy.count(), 2);
+    capture.verify(&net.netns()).unwrap();
+}
+
+#[test]
+fn datagrams_are_left_alone() {
+    let net = Net::new();
+    let _proxy = Proxy::new(net.enrol());
+    let bind = |name: &str, ip| support::datagrams(name, SocketAddr::new(ip, 5353));
+    for family in [V4, V6] {
+        let (inside, outside) = (bind(&net.pod, family.pod), bind(&net.peer, family.peer));
+        let mut heard = [0; 2];
+        inside.send_to(b"hi", (family.peer, 5353)).unwrap();
+        assert_eq!(outside.recv_from(&mut heard).unwrap().1.ip(), family.pod);
+        outside.send_to(b"ho", (family.pod, 5353)).unwrap();
+        assert_eq!(inside.recv_from(&mut heard).unwrap().1.ip(), family.peer);
+    }
+}
+
+/// Whatever moment of enrolment, drain and return a connection is opened in, it lives.
+#[test]
+fn no_connection_is_lost_while_the_rules_change() {
+    let net = Net::new();
+    let outside = Server::new(&net.peer, V4.peer, 80);
+    let inside = Server::new(&net.pod, V6.pod, 8080);
+    let stop = AtomicBool::new(false);
+    let (opened, proxies, mut capture) = std::thread::scope(|scope| {
+        let calls: Vec<_> = [(&net.pod, outside.addr), (&net.peer, inside.addr)]
+            .map(|(from, to)| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    let mut opened = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        opened.push(connect(from, to).unwrap());
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    opened
+                })
+            })
+            .into();
+        std::thread::sleep(Duration::from_millis(50));
+        let mut capture = net.enrol();
+        let proxies = vec![Proxy::serve(&net, capture.take_listeners())];
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(50));
+            capture.stop_new().unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            capture.resume().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let opened: Vec<_> = calls
+            .into_iter()
+            .flat_map(|call| call.join().unwrap())
+            .collect();
+        (opened, proxies, capture)
+    });
+    let (all, captured) = (opened.len(), proxies[0].count());
+    eprintln!(
+        "{all} opened, {captured} captured, {} kept",
+        capture.existing().kept.len()
+    );
+    for (index, mut stream) in opened.into_iter().enumerate() {
+        first_line(&mut stream);
+        stream.write_all(b"alive").unwrap();
+        stream
+            .read_exact(&mut [0; 5])
+            .unwrap_or_else(|error| panic!("connection {index} of {all}: {error}"));
+    }
+    assert!(captured > 0 && captured < all);
+    capture.verify(&net.netns()).unwrap();
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -39,10 +39,10 @@ pub(crate) const V6: Addresses = Addresses {
     loopback: IpAddr::V6(Ipv6Addr::LOCALHOST),
 };
 
-/// How long a connect may take before it counts as cut off.
-const PATIENCE: Duration = Duration::from_millis(600);
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(3);
+/// How long a connect may take before it counts as cut off, where that is expected.
+const BRIEF: Duration = Duration::from_millis(600);
+/// How long everything else may take, on a busy machine and if a packet has to be sent again.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Two namespaces, joined by a veth pair; removed when dropped.
 pub(crate) struct Net {
@@ -198,9 +198,28 @@ pub(crate) fn connect_as(
     if let Some(from) = from {
         socket.bind(&from.into())?;
     }
-    socket.connect_timeout(&to.into(), PATIENCE)?;
-    socket.set_read_timeout(Some(ANSWER))?;
+    finish(socket, to, PATIENCE)
+}
+
+/// An application's call that is expected to be cut off.
+pub(crate) fn connect_briefly(netns: &str, to: SocketAddr) -> io::Result<TcpStream> {
+    finish(application(netns, to.ip()), to, BRIEF)
+}
+
+fn finish(socket: Socket, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    socket.connect_timeout(&to.into(), limit)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket.into())
+}
+
+/// An application's datagram socket.
+pub(crate) fn datagrams(netns: &str, addr: SocketAddr) -> UdpSocket {
+    let socket = namespace(netns)
+        .enter(|| UdpSocket::bind(addr))
+        .unwrap()
+        .unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
 }
 
 /// The daemon's call to an application of the pod, as if from `from`.
@@ -217,7 +236,7 @@ pub(crate) fn dial(
     })?;
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 

@@ -419,9 +419,6 @@ fn the_daemon_refuses_a_namespace_whose_addresses_are_not_the_pods() {
     });
     assert!(poll(RELOAD, || (a.netns().state() != state).then_some(())).is_none());
     assert!(!b.has_rules());
-    let ready = lab.daemon(1).ready();
-    assert!(
-        !matches!(ready, Ok((200, _))),
-        "a pod that is not served is not ready: {ready:?}"
-    );
+    let (state, reason) = lab.daemon(1).pod("mesh/b");
+    assert_eq!(state, "failed", "{reason}");
 }

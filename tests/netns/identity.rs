@@ -212,18 +212,6 @@ fn tls_older_than_1_3_is_refused() {
     assert!(!old.contains("BEGIN CERTIFICATE"), "{old}");
 }
 
-/// A destination whose tunnel port the test serves itself, with a certificate of `uri`.
-#[track_caller]
-fn impersonate(lab: &Lab, b: &Pod, authority: &Authority, mint: &Mint) -> HboneServer {
-    let _ = lab;
-    HboneServer::open(
-        b.netns(),
-        SocketAddr::new(b.ip(), 15008),
-        &authority.issue(mint),
-        Reply::Echo,
-    )
-}
-
 #[test]
 fn a_source_accepts_exactly_the_destinations_identity() {
     let mut lab = Lab::new();
@@ -235,18 +223,6 @@ fn a_source_accepts_exactly_the_destinations_identity() {
     let authority = Authority::of_directory(&lab.ca());
     let foreign = Authority::foreign();
     let right = Mint::of(&b.identity());
-
-    let server = impersonate(&lab, &b, &authority, &right);
-    let conn = a.dial(b.at(8080));
-    conn.echoes(b"hello")
-        .expect("the right identity is accepted");
-    let seen = server.seen();
-    assert_eq!(seen[0].client, [a.identity()], "the source shows its own");
-    assert_eq!(
-        (seen[0].method.as_str(), &seen[0].authority),
-        ("CONNECT", &b.at(8080).to_string())
-    );
-    drop((conn, server));
 
     let wrong = [
         (
@@ -269,9 +245,12 @@ fn a_source_accepts_exactly_the_destinations_identity() {
     ];
     for (what, credential) in wrong {
         let server = HboneServer::open(b.netns(), b.at(15008), &credential, Reply::Echo);
-        let conn = a.dial(b.at(8080));
-        let _ = conn.try_send(b"for the right one alone");
-        assert_eq!(conn.ending(), Outcome::Reset, "{what}");
+        let end = a.end_of(
+            b.at(8080),
+            b"for the right one alone",
+            Duration::from_secs(5),
+        );
+        assert_eq!(end, Outcome::Reset, "{what}");
         assert!(
             server.seen().is_empty(),
             "{what}: a request reached the wrong server"
@@ -287,6 +266,23 @@ fn a_source_accepts_exactly_the_destinations_identity() {
         &[("response_flags", "TLS_FAILURE")],
     );
     assert!(failed == 5.0, "{failed}");
+
+    // The right one comes last: its tunnel would be used again.
+    let server = HboneServer::open(
+        b.netns(),
+        b.at(15008),
+        &authority.issue(&right),
+        Reply::Echo,
+    );
+    let conn = a.dial(b.at(8080));
+    conn.echoes(b"hello")
+        .expect("the right identity is accepted");
+    let seen = server.seen();
+    assert_eq!(seen[0].client, [a.identity()], "the source shows its own");
+    assert_eq!(
+        (seen[0].method.as_str(), &seen[0].authority),
+        ("CONNECT", &b.at(8080).to_string())
+    );
 }
 
 #[test]

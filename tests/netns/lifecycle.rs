@@ -156,18 +156,18 @@ fn a_port_taken_inside_one_pod_harms_no_other_and_is_tried_again() {
                 Err(outcome)
             }
         });
-        let ready = lab.daemon(1).ready().expect("it answers");
-        assert!(
-            ready.0 == 503 && ready.1.contains("mesh/taken"),
-            "{ready:?}"
-        );
+        let (state, reason) = lab.daemon(1).pod("mesh/taken");
+        assert_eq!(state, "failed", "{reason}");
+        assert!(lab.daemon(1).metric("adit_pods", &[("state", "failed")]) == 1.0);
         drop(squatter);
         eventually(
             Duration::from_secs(15),
             "the freed port is taken up",
             || taken.has_rules(),
         );
-        lab.daemon(1).await_ready();
+        eventually(Duration::from_secs(3), "and is served", || {
+            lab.daemon(1).pod("mesh/taken").0 == "enrolled"
+        });
         taken.call(b.at(8080)).assert_served("b", taken.ip());
     }
 }
@@ -191,6 +191,7 @@ fn a_namespace_that_is_missing_harms_no_other_pod_and_is_tried_again() {
     let said = lab.daemon(1).says(&["mesh/lost"]);
     assert!(said.contains("/run/netns/there-is-none"), "{said}");
     let _server = b.greet(8080);
+    lab.daemon(2).await_ready();
     eventually(Duration::from_secs(10), "the other pod is served", || {
         a.has_rules()
     });
@@ -302,9 +303,7 @@ fn unknown_flags_and_values_are_named() {
     }
     let bare = adit(None, &["node"]);
     assert!(!bare.status.success());
-    for flag in ["--node", "--source", "--ca"] {
-        assert!(bare.output.contains(flag), "{flag}: {}", bare.output);
-    }
+    assert!(bare.output.contains("--node"), "{}", bare.output);
 }
 
 #[test]

@@ -111,11 +111,33 @@ impl World {
         let run_dir = self.lab.launch(2).run_dir.display().to_string();
         let to = format!("{}:8080", self.b.id());
         for (caller, served) in self.callers().into_iter().zip(expect) {
-            let offline = adit(None, &["explain", &caller.id(), &to, "--source", &source]);
-            let on_node = adit(None, &["explain", &caller.id(), &to, "--run-dir", &run_dir]);
+            let offline = adit(
+                None,
+                &[
+                    "explain",
+                    &caller.id(),
+                    &to,
+                    "--source",
+                    &source,
+                    "-o",
+                    "json",
+                ],
+            );
+            let on_node = adit(
+                None,
+                &[
+                    "explain",
+                    &caller.id(),
+                    &to,
+                    "--run-dir",
+                    &run_dir,
+                    "-o",
+                    "json",
+                ],
+            );
             for (place, answer) in [("offline", offline), ("on the node", on_node)] {
                 assert_eq!(
-                    verdict(&answer.output),
+                    verdict(&answer.answer),
                     Some(served),
                     "explain {place} of {} under\n{text}:\n{}",
                     caller.name(),
@@ -132,16 +154,10 @@ impl World {
     }
 }
 
-/// What an explanation comes to: its first word that is a verdict.
+/// What an explanation in JSON comes to.
 fn verdict(explanation: &str) -> Option<bool> {
-    let words = explanation
-        .split(|c: char| !c.is_ascii_alphabetic())
-        .map(str::to_lowercase);
-    words.into_iter().find_map(|word| match word.as_str() {
-        "allowed" => Some(true),
-        "denied" | "refused" => Some(false),
-        _ => None,
-    })
+    let told: serde_json::Value = serde_json::from_str(explanation).ok()?;
+    told["verdict"]["permitted"].as_bool()
 }
 
 /// An AuthorizationPolicy of the namespace `mesh` with this `spec`, indented by two.
@@ -503,8 +519,12 @@ fn a_dry_run_is_counted_and_told_and_never_enforced() {
             daemon.metric("adit_policy_dry_run_total", &labels)
         };
         let daemon = world.lab.daemon(2);
-        let counts = (count(daemon, "allow"), count(daemon, "deny"));
-        if counts == (1.0, 2.0) {
+        let counts = (
+            count(daemon, "would_allow"),
+            count(daemon, "would_not_allow"),
+        );
+        // What it would have decided as it is, it does not speak of.
+        if counts == (0.0, 2.0) {
             Ok(())
         } else {
             Err(counts)

@@ -356,33 +356,26 @@ fn the_log_level_is_changed_at_run_time() {
 }
 
 #[test]
-fn readiness_says_what_it_waits_for_and_then_200() {
+fn readiness_is_said_when_every_pod_is_served_and_not_before() {
     let mut lab = Lab::one_node();
-    let a = lab.pod(1, "a");
-    let path = a.netns().path();
-    lab.cluster.edit("Pod", "mesh", "a", |pod| {
-        pod["metadata"]["annotations"]["adit.mesh/netns"] =
-            serde_json::json!("/run/netns/not-there-yet");
-    });
+    let pods: Vec<Pod> = (0..12).map(|n| lab.pod(1, &format!("p{n}"))).collect();
     lab.publish();
     let daemon = lab.launch(1).spawn();
-    lab.install(1, daemon);
-    let waiting = within(Duration::from_secs(10), "it answers", || {
-        lab.daemon(1).ready()
-    });
-    assert_eq!(waiting.0, 503);
-    within(Duration::from_secs(5), "it names the pod", || {
-        match lab.daemon(1).ready() {
-            Ok((503, body)) if body.contains("mesh/a") => Ok(()),
-            other => Err(other),
+    let mut waiting = None;
+    within(Duration::from_secs(10), "it is ready", || {
+        match daemon.ready() {
+            Ok((200, _)) => Ok(()),
+            Ok((503, body)) => {
+                waiting = Some(body);
+                Err(503)
+            }
+            _ => Err(0),
         }
     });
-    lab.cluster.edit("Pod", "mesh", "a", |pod| {
-        pod["metadata"]["annotations"]["adit.mesh/netns"] = serde_json::json!(path);
-    });
-    lab.publish();
-    lab.daemon(1).await_ready();
-    assert!(a.has_rules(), "ready means served");
+    assert!(pods.iter().all(Pod::has_rules), "ready means served");
+    assert!(daemon.metric("adit_pods", &[("state", "enrolled")]) == 12.0);
+    let waiting = waiting.expect("it was seen while it was not ready");
+    assert!(waiting.contains("not ready"), "{waiting}");
 }
 
 #[test]

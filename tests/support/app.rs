@@ -180,9 +180,13 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    fn of(error: &io::Error) -> Self {
+    /// The outcome that an error of a socket means.
+    pub(crate) fn of(error: &io::Error) -> Self {
         match error.kind() {
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Reset,
+            // A socket destroyed by the administrator (sock_diag) ends in an abort at its own side.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => {
+                Self::Reset
+            }
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::UnexpectedEof => Self::Closed,
             ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::Silence,

@@ -215,7 +215,11 @@ fn write_yaml(text: &mut String, value: &Value, indent: usize) {
         Value::Array(items) => {
             for item in items {
                 let mut inner = String::new();
-                write_yaml(&mut inner, item, indent + 2);
+                match item {
+                    Value::Object(map) if map.is_empty() => inner.push_str("{}"),
+                    Value::Array(items) if items.is_empty() => inner.push_str("[]"),
+                    item => write_yaml(&mut inner, item, indent + 2),
+                }
                 // The first line of the item stands on the line of its dash.
                 let _ = writeln!(text, "{:indent$}- {}", "", inner.trim());
             }

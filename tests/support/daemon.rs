@@ -127,6 +127,7 @@ impl Launch {
         let status = daemon.await_end(deadline);
         Finished {
             status,
+            answer: String::new(),
             output: daemon.log(),
         }
     }
@@ -136,6 +137,8 @@ impl Launch {
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
+    /// What it printed as its answer, where that stood apart.
+    pub(crate) answer: String,
     /// Everything it printed.
     pub(crate) output: String,
 }
@@ -156,10 +159,12 @@ pub(crate) fn adit(namespace: Option<&Namespace>, args: &[&str]) -> Finished {
     clean(&mut command);
     let output = command.args(args).stdin(Stdio::null()).output();
     let output = output.expect("the program under test is built");
-    let text = [output.stdout, output.stderr].concat();
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    let aside = String::from_utf8_lossy(&output.stderr);
     Finished {
         status: output.status,
-        output: String::from_utf8_lossy(&text).into_owned(),
+        output: format!("{answer}{aside}"),
+        answer,
     }
 }
 
@@ -283,6 +288,17 @@ impl Daemon {
         serde_json::from_str(&self.admin("GET", "/config_dump")).expect("the dump is JSON")
     }
 
+    /// State and error of a pod of its node, given as `NAMESPACE/NAME`; the state is empty for one
+    /// that it does not hold.
+    #[track_caller]
+    pub(crate) fn pod(&self, id: &str) -> (String, String) {
+        let all: Value = serde_json::from_str(&self.admin("GET", "/pods")).expect("it is JSON");
+        let text = |pod: &Value, field: &str| pod[field].as_str().unwrap_or_default().to_owned();
+        let mut pods = all.as_array().into_iter().flatten();
+        let pod = pods.find(|p| format!("{}/{}", text(p, "namespace"), text(p, "name")) == id);
+        pod.map_or_else(Default::default, |p| (text(p, "state"), text(p, "error")))
+    }
+
     /// Its metrics, parsed.
     #[track_caller]
     pub(crate) fn metrics(&self) -> Vec<Sample> {
@@ -297,7 +313,8 @@ impl Daemon {
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let all = self.metrics();
         let fits = all.iter().filter(|s| s.name == name && s.carries(labels));
-        fits.map(|s| s.value).sum()
+        // Not sum(): that of nothing is minus zero.
+        fits.fold(0.0, |sum, s| sum + s.value)
     }
 
     /// Everything this process has printed.

@@ -202,6 +202,18 @@ impl Pod {
         Outcome::of_call(self.netns(), to, patience)
     }
 
+    /// Dials, says `words`, and tells how the connection ends. A reset may come so soon that the
+    /// dial itself sees it.
+    pub(crate) fn end_of(&self, to: SocketAddr, words: &[u8], patience: Duration) -> Outcome {
+        let conn = Conn::dial(self.netns(), None, to, patience);
+        // An error is told once: the send that has seen a reset leaves only an end to the read.
+        let said = conn.and_then(|conn| {
+            conn.patience(patience);
+            conn.try_send(words).map(|()| conn)
+        });
+        said.map_or_else(|error| Outcome::of(&error), |conn| conn.ending())
+    }
+
     /// Dials; panics when the connection does not open.
     #[track_caller]
     pub(crate) fn dial(&self, to: SocketAddr) -> Conn {

@@ -150,6 +150,8 @@ pub(crate) struct Bed {
     pub(crate) drain: Rc<Notify>,
     /// What to answer instead of dialling.
     pub(crate) refuse: Rc<Cell<Option<Status>>>,
+    /// Whether to drop requests without an answer.
+    pub(crate) forget: Rc<Cell<bool>>,
     pub(crate) trust: Trust,
 }
 
@@ -181,6 +183,7 @@ impl Bed {
             tunnels: Rc::default(),
             drain: Rc::default(),
             refuse: Rc::default(),
+            forget: Rc::default(),
             trust,
         });
         task::spawn_local("inbound", serve(bed.clone(), listener, server)).detach();
@@ -228,9 +231,23 @@ pub(crate) fn flow(to: SocketAddr, identity: Identity) -> Flow {
         identity: None,
         workload: None,
     };
+    thread_local! {
+        /// One workload per identity, as the index has it.
+        static KNOWN: RefCell<Vec<Arc<Workload>>> = const { RefCell::new(Vec::new()) };
+    }
+    let workload = KNOWN.with_borrow_mut(|known| {
+        let found = known
+            .iter()
+            .find(|workload| workload.identity == identity)
+            .cloned();
+        found.unwrap_or_else(|| {
+            known.push(Arc::new(workload(identity)));
+            known[known.len() - 1].clone()
+        })
+    });
     let destination = Local {
         addr: to,
-        workload: Some(Arc::new(workload(identity))),
+        workload: Some(workload),
         service: None,
     };
     Flow {
@@ -257,35 +274,52 @@ async fn serve(bed: Rc<Bed>, listener: TcpListener, server: Arc<Certificate>) {
                     () = bed.drain.notified() => { incoming.drain(); continue }
                 };
                 let Some(Ok(request)) = next else { return };
-                task::spawn_local("stream", answer(bed.clone(), request)).detach();
+                let answer = answer(bed.clone(), request);
+                task::spawn_local("stream", async move {
+                    if let Some((permit, app, stream, ends)) = Box::pin(answer).await {
+                        let meter = Meter::default();
+                        ends.add(Ok(deliver::relay(&permit, app, stream, &meter).await));
+                    }
+                })
+                .detach();
             }
         })
         .detach();
     }
 }
 
-async fn answer(bed: Rc<Bed>, request: tunnel::Request) {
+async fn answer(
+    bed: Rc<Bed>,
+    request: tunnel::Request,
+) -> Option<(Box<Permit>, TcpStream, tunnel::Stream, Rc<Ends>)> {
     if let Some(status) = bed.refuse.get() {
         request.refuse(status);
-        return;
+        return None;
     }
-    let to = request.head().authority().unwrap();
-    let permit = authorize::outbound(flow(to, identity("web")));
+    if bed.forget.get() {
+        return None;
+    }
+    let Ok(to) = request.head().authority() else {
+        request.refuse(Status::BadRequest);
+        return None;
+    };
+    let permit = Box::new(authorize::outbound(flow(to, identity("web"))));
     let netns = Netns::current().unwrap();
     let app = match deliver::dial(&permit, &netns, None).await {
         Ok(app) => app,
         Err(error) => {
             request.refuse(Status::DialFailed);
             bed.inbound.add(Err(error.reason().to_owned()));
-            return;
+            return None;
         }
     };
-    let stream = match request.accept() {
-        Ok(stream) => stream,
-        Err(error) => return bed.inbound.add(Err(error.reason().to_owned())),
-    };
-    let end = deliver::relay(&permit, app, stream, &Meter::default()).await;
-    bed.inbound.add(Ok(end));
+    match request.accept() {
+        Ok(stream) => Some((permit, app, stream, bed.inbound.clone())),
+        Err(error) => {
+            bed.inbound.add(Err(error.reason().to_owned()));
+            None
+        }
+    }
 }
 
 /// Two ends of a TCP connection.

@@ -313,3 +313,64 @@ fn bytes_travel_before_the_answer() {
         assert_eq!((end.sent, end.reason()), (1 << 20, None));
     });
 }
+
+#[test]
+fn what_is_no_address_is_a_bad_request() {
+    run(async {
+        let (_listener, app) = bed::listen().await;
+        let bed = Bed::new(app).await;
+        let client = bed.trust.issue("client").await;
+        let mut requests = peer::connect(bed.via.get(), &client).await;
+        let get = http::Request::get("https://web/").body(()).unwrap();
+        let mut name = peer::connect_request(app);
+        *name.uri_mut() = "web.test.svc.cluster.local:80".parse().unwrap();
+        for request in [get, name] {
+            requests = requests.ready().await.unwrap();
+            let (response, _send) = requests.send_request(request, false).unwrap();
+            assert_eq!(
+                response.await.unwrap().status(),
+                http::StatusCode::BAD_REQUEST
+            );
+        }
+    });
+}
+
+#[test]
+fn a_request_that_is_dropped_is_reset() {
+    run(async {
+        let (_listener, app) = bed::listen().await;
+        let bed = Bed::new(app).await;
+        bed.forget.set(true);
+        check_reset(&bed, "reset").await;
+        bed.forget.set(false);
+        let (_near, ()) = (bed.connect().await, ());
+        assert_eq!(bed.tunnels.get(), 1, "the tunnel lives on");
+    });
+}
+
+#[test]
+fn a_flood_of_resets_ends_that_tunnel_alone() {
+    run(async {
+        let (listener, app) = bed::listen().await;
+        peer::echo(listener);
+        let bed = Bed::new(app).await;
+        let client = bed.trust.issue("client").await;
+        let mut requests = peer::connect(bed.via.get(), &client).await;
+        for _ in 0..5000 {
+            let Ok(ready) = requests.clone().ready().await else {
+                break;
+            };
+            requests = ready;
+            let Ok((_response, mut send)) =
+                requests.send_request(peer::connect_request(app), false)
+            else {
+                break;
+            };
+            send.send_reset(h2::Reason::CANCEL);
+        }
+        drop(requests);
+        let mut near = bed.connect().await;
+        near.write_all(b"x").await.unwrap();
+        near.read_exact(&mut [0]).await.unwrap();
+    });
+}

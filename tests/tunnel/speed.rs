@@ -14,7 +14,15 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::bed::{self, Bed};
 
 fn cpu() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+    used(UsageWho::RUSAGE_THREAD)
+}
+
+fn whole() -> f64 {
+    used(UsageWho::RUSAGE_SELF)
+}
+
+fn used(who: UsageWho) -> f64 {
+    let usage = getrusage(who).unwrap();
     let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
     seconds(usage.user_time()) + seconds(usage.system_time())
 }
@@ -42,7 +50,7 @@ fn nodes(app: SocketAddr, tunnelled: bool) -> Nodes {
             let bed = Bed::new(app).await;
             let certificate = bed.origin.borrow().certificate.clone();
             back.send((bed.via.get(), certificate)).unwrap();
-            report("inbound worker").await;
+            std::future::pending::<()>().await;
         });
     });
     let (via, certificate) = bed_via.recv().unwrap();
@@ -57,18 +65,24 @@ fn nodes(app: SocketAddr, tunnelled: bool) -> Nodes {
             bed.origin.borrow_mut().certificate = certificate;
             let (listener, addr) = bed::listen().await;
             tell.send(addr).unwrap();
-            task::spawn_local("report", report("outbound worker")).detach();
             loop {
                 let (captured, _) = listener.accept().await.unwrap();
                 captured.set_nodelay(true).unwrap();
                 let bed = bed.clone();
-                task::spawn_local("carry", async move {
-                    let permit = bed.permit();
-                    let meter = Meter::default();
-                    if tunnelled {
-                        let stream = bed.open().await.unwrap();
+                let permit = std::rc::Rc::new(bed.permit());
+                if tunnelled {
+                    let carry = async move {
+                        let stream = Box::pin(bed.open()).await.unwrap();
+                        let meter = Meter::default();
                         deliver::relay(&permit, captured, stream, &meter).await;
-                    } else {
+                    };
+                    eprint_once(size_of_val(&carry));
+                    task::spawn_local("carry", carry).detach();
+                    continue;
+                }
+                task::spawn_local("carry", async move {
+                    let meter = Meter::default();
+                    {
                         let netns = adit::sys::netns::Netns::current().unwrap();
                         let far = deliver::dial(&permit, &netns, None).await.unwrap();
                         deliver::splice(&permit, captured, far, &meter).await;
@@ -83,22 +97,15 @@ fn nodes(app: SocketAddr, tunnelled: bool) -> Nodes {
     }
 }
 
-async fn report(who: &str) {
-    let mut last = cpu();
-    loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = cpu();
-        if now - last > 0.1 {
-            eprintln!("    {who}: {:.2} CPU s in the last half second", now - last);
-        }
-        last = now;
-    }
+fn eprint_once(size: usize) {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| eprintln!("    an outbound connection's future has {size} bytes"));
 }
 
 fn bulk(name: &str, to: impl Fn(SocketAddr) -> SocketAddr, connections: usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = to(listener.local_addr().unwrap());
-    let total = 6_u64 << 30;
+    let total = std::env::var("GIB").map_or(6, |gib| gib.parse().unwrap()) << 30_u64;
     let writers: Vec<_> = (0..connections)
         .map(|_| {
             std::thread::spawn(move || {
@@ -107,10 +114,11 @@ fn bulk(name: &str, to: impl Fn(SocketAddr) -> SocketAddr, connections: usize) {
                 for _ in 0..total / connections as u64 / chunk.len() as u64 {
                     near.write_all(&chunk).unwrap();
                 }
+                cpu()
             })
         })
         .collect();
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), whole());
     let readers: Vec<_> = (0..connections)
         .map(|_| {
             let (mut far, _) = listener.accept().unwrap();
@@ -119,25 +127,27 @@ fn bulk(name: &str, to: impl Fn(SocketAddr) -> SocketAddr, connections: usize) {
                 let mut got = 0;
                 loop {
                     match far.read(&mut buffer).unwrap() {
-                        0 => return got,
+                        0 => return (got, cpu()),
                         count => got += count as u64,
                     }
                 }
             })
         })
         .collect();
-    let got: u64 = readers
-        .into_iter()
-        .map(|reader| reader.join().unwrap())
-        .sum();
-    writers
-        .into_iter()
-        .for_each(|writer| writer.join().unwrap());
+    let (mut got, mut apps) = (0, 0.0);
+    for reader in readers {
+        let (bytes, cpu) = reader.join().unwrap();
+        got += bytes;
+        apps += cpu;
+    }
+    for writer in writers {
+        apps += writer.join().unwrap();
+    }
+    let proxies = whole() - before - apps;
     let seconds = start.elapsed().as_secs_f64();
-    eprintln!(
-        "{name}, {connections}: {:.2} GiB/s",
-        got as f64 / seconds / (1 << 30) as f64
-    );
+    let gib = got as f64 / (1_u64 << 30) as f64;
+    let (speed, cost) = (gib / seconds, proxies / gib);
+    eprintln!("{name}, {connections}: {speed:.2} GiB/s, {cost:.2} CPU s per GiB in the workers");
 }
 
 fn ping_pong(name: &str, to: impl Fn(SocketAddr) -> SocketAddr) {

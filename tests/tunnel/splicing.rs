@@ -130,6 +130,21 @@ fn a_dropped_splice_resets_both_sides() {
 }
 
 #[test]
+fn both_families_keep_the_address_they_are_dialled_from() {
+    run(async {
+        let netns = Netns::current().unwrap();
+        for ip in ["127.0.0.1", "::1"] {
+            let ip: std::net::IpAddr = ip.parse().unwrap();
+            let listener = tokio::net::TcpListener::bind((ip, 0)).await.unwrap();
+            let to = listener.local_addr().unwrap();
+            let permit = authorize::outbound(flow(to, identity("web")));
+            let dialled = deliver::dial(&permit, &netns, Some(ip)).await.unwrap();
+            assert_eq!(dialled.local_addr().unwrap().ip(), ip);
+        }
+    });
+}
+
+#[test]
 fn a_dial_says_what_is_wrong() {
     run(async {
         let netns = Netns::current().unwrap();
@@ -142,6 +157,10 @@ fn a_dial_says_what_is_wrong() {
         let bound = deliver::bind(&netns, loopback(0).ip()).unwrap();
         let local = bound.local();
         let dialled = bound.connect(&permit, addr).await.unwrap();
+        assert_eq!(dialled.local_addr().unwrap(), local);
+        let from = loopback(0).ip();
+        let announced = deliver::dial_announced(&permit, &netns, from, addr, |local| local);
+        let (dialled, local) = announced.await.unwrap();
         assert_eq!(dialled.local_addr().unwrap(), local);
         drop(listener);
         let error = deliver::dial(&permit, &netns, None).await.unwrap_err();

@@ -7,11 +7,12 @@ fn connection(local: &str, remote: &str) -> Connection {
     Connection { local, remote }
 }
 
-fn golden(name: &str, mode: Mode, v6: bool, connections: &[Connection]) {
+fn golden(name: &str, mode: Mode, v6: bool, connections: &[Connection], held: bool) {
     let rules = Rules {
         mode,
         v6,
         connections,
+        held,
     };
     let path = format!(
         "{}/src/capture/rules/{name}.nft",
@@ -31,11 +32,13 @@ fn texts_are_as_intended() {
         connection("10.0.0.2:80", "10.0.0.7:5000"),
         connection("[fd00::2]:80", "[fd00::9]:5000"),
     ];
-    golden("full", Mode::Full, true, &[]);
-    golden("full_v4", Mode::Full, false, &[]);
-    golden("full_kept", Mode::Full, true, &both);
-    golden("draining", Mode::Draining, true, &both);
-    golden("draining_v4", Mode::Draining, false, &[]);
+    golden("full", Mode::Full, true, &[], false);
+    golden("full_held", Mode::Full, true, &[], true);
+    golden("draining_held", Mode::Draining, true, &[], true);
+    golden("full_v4", Mode::Full, false, &[], false);
+    golden("full_kept", Mode::Full, true, &both, false);
+    golden("draining", Mode::Draining, true, &both, false);
+    golden("draining_v4", Mode::Draining, false, &[], false);
 }
 
 #[test]
@@ -45,6 +48,7 @@ fn every_tproxy_to_capture_is_followed_by_a_drop() {
             mode: Mode::Full,
             v6,
             connections: &[],
+            held: false,
         };
         let text = rules.transaction();
         let lines: Vec<_> = text.lines().map(str::trim).collect();
@@ -64,6 +68,7 @@ fn different_rules_have_different_names() {
             mode,
             v6,
             connections: &[],
+            held: false,
         };
         let text = rules.transaction();
         let line = text.lines().find(|line| line.contains("config_")).unwrap();

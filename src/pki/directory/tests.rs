@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 
 use rcgen::{
@@ -18,8 +17,6 @@ use super::*;
 use crate::pki::UnusableCertificate;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// Tells a process of the race which directory is raced for.
-const RACED: &str = "ADIT_TEST_CA_DIRECTORY";
 
 fn domain() -> TrustDomain {
     TrustDomain::parse("cluster.local").unwrap()
@@ -111,66 +108,6 @@ fn threads_that_race_make_one_root() {
     assert_eq!(mode(&path), 0o700);
     assert_eq!(mode(&directory.path().join("new")), 0o700);
     assert_eq!(mode(&path.join("root.key")), 0o600);
-}
-
-/// Not a test of its own: one process of the race below, which runs this test in a child.
-#[test]
-#[ignore = "run by processes_that_race_make_one_root"]
-fn racer() {
-    let Some(path) = std::env::var_os(RACED) else {
-        return;
-    };
-    let path = PathBuf::from(path);
-    let beside = |name: &str| path.with_file_name(format!("{name}-{}", std::process::id()));
-    fs::write(beside("ready"), "").unwrap();
-    while !path.with_file_name("start").exists() {
-        std::thread::yield_now();
-    }
-    let root = open(&path).unwrap().roots()[0].clone();
-    fs::write(beside("seen"), root).unwrap();
-}
-
-#[test]
-fn processes_that_race_make_one_root() {
-    const RACERS: usize = 8;
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("ca");
-    let start = |_| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "pki::directory::tests::racer"])
-            .env(RACED, &path)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
-    let racers: Vec<Child> = (0..RACERS).map(start).collect();
-    let named = |start: &str| -> Vec<PathBuf> {
-        let entries = fs::read_dir(directory.path()).unwrap();
-        let paths = entries.map(|entry| entry.unwrap().path());
-        let is_named = |path: &PathBuf| {
-            path.file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .starts_with(start)
-        };
-        paths.filter(is_named).collect()
-    };
-    while named("ready").len() < RACERS {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    fs::write(path.with_file_name("start"), "").unwrap();
-    for mut racer in racers {
-        assert!(racer.wait().unwrap().success());
-    }
-    let seen = named("seen")
-        .into_iter()
-        .map(|path| fs::read(path).unwrap());
-    let seen: Vec<_> = seen.collect();
-    assert_eq!(seen.len(), RACERS);
-    let kept = open(&path).unwrap().roots()[0].to_vec();
-    assert!(seen.iter().all(|root| *root == kept), "one root for all");
-    assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! The quick reader of block-style YAML, against the library as an oracle.
+
 use super::*;
 use crate::source::{chunk, raw};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Files: what a poll finds, keeps and reports.
+
 use super::*;
 use crate::source::{Change, Object};
 use std::os::unix::fs::symlink;

@@ -1,0 +1,230 @@
+//! Captures pods, compares them with the kernel, and leaves them.
+//!
+//! What to do is decided by [`Pods`](crate::node::pods::Pods); doing it takes time, so each step
+//! runs beside the loop and comes back as an [`Event`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::capture::WorkerListeners;
+use crate::mesh::Workload;
+use crate::node::control::{Control, Event, is_wanted};
+use crate::node::enrol::{Checked, Enrolled};
+use crate::node::pod::Pod;
+use crate::node::pods::{Action, Outcome, Wanted};
+use crate::node::worker::Command;
+use crate::sys::netns::Netns;
+use crate::task;
+use crate::telemetry::metrics::Reason;
+
+impl Control {
+    /// Starts whatever is due for the pods.
+    pub(super) fn act(&mut self) {
+        for action in self.pods.due(Instant::now()) {
+            match action {
+                Action::Enrol(pod) => self.enrol(pod),
+                Action::Drain(uid) => self.drain_pod(uid),
+                Action::Release(uid) => self.leave(uid, "pod released"),
+                Action::Abandon(uid) => self.leave(uid, "pod's namespace abandoned"),
+            }
+        }
+    }
+
+    fn enrol(&self, pod: Wanted) {
+        let (enroller, events) = (self.enroller.clone(), self.events.clone());
+        let held = self.held.get(&pod.uid).cloned();
+        let enrol = async move {
+            let result = match held {
+                Some(held) => enroller.resume(held).await,
+                None => enroller.enrol(pod.clone()).await,
+            };
+            let _ = events.send(Event::Enrolled(pod, result));
+        };
+        task::spawn("enrol", enrol).detach();
+    }
+
+    pub(super) fn enrolled(&mut self, pod: &Wanted, result: Result<Enrolled, String>) {
+        let now = Instant::now();
+        match result {
+            Err(why) => {
+                tracing::warn!(pod = %pod.name, reason = %why, "pod not captured, will try again");
+                self.shared
+                    .metrics
+                    .daemon
+                    .enrol_failures
+                    .get_or_create(&Reason {
+                        reason: "enrolment_failed",
+                    })
+                    .inc();
+                self.pods.done(&pod.uid, Outcome::Failed(why), now);
+            }
+            Ok(Enrolled { held, listeners }) => {
+                tracing::info!(
+                    pod = %pod.name,
+                    netns.cookie = held.netns.cookie(),
+                    connections.kept = held.kept(),
+                    connections.reset = held.reset,
+                    "pod captured",
+                );
+                self.shared.metrics.daemon.enrolments.inc();
+                let reset = held.reset.try_into().unwrap_or(u64::MAX);
+                self.shared.metrics.daemon.connections_reset.inc_by(reset);
+                let netns = held.netns.clone();
+                self.held.insert(pod.uid.clone(), held);
+                self.pods.done(&pod.uid, Outcome::Enrolled, now);
+                // Connections wait in the listeners' queues until the world knows the pod.
+                self.publish();
+                self.serve(&pod.uid, &pod.name, &netns, listeners);
+            }
+        }
+    }
+
+    fn serve(&self, uid: &Arc<str>, name: &Arc<str>, netns: &Netns, all: Vec<WorkerListeners>) {
+        for (worker, listeners) in self.workers.iter().zip(all) {
+            let pod = Pod {
+                uid: uid.clone(),
+                name: name.clone(),
+                netns: netns.clone(),
+            };
+            let _ = worker.send(Command::Serve(pod, listeners));
+        }
+    }
+
+    /// Hands listeners that had to be made anew to the workers.
+    fn serve_anew(&self, uid: &Arc<str>, listeners: Vec<WorkerListeners>) {
+        let Some(held) = self.held.get(uid) else {
+            return;
+        };
+        let entry = self.pods.entries().find(|entry| entry.wanted().uid == *uid);
+        if let Some(entry) = entry.filter(|_| !listeners.is_empty()) {
+            self.serve(uid, &entry.wanted().name, &held.netns, listeners);
+        }
+    }
+
+    fn drain_pod(&self, uid: Arc<str>) {
+        let Some(held) = self.held.get(&uid).cloned() else {
+            return;
+        };
+        let (enroller, events) = (self.enroller.clone(), self.events.clone());
+        let drain = async move {
+            if let Err(why) = enroller.stop_new(held).await {
+                // Releasing comes next and removes everything at once.
+                tracing::warn!(pod.uid = %uid, reason = %why, "pod not drained");
+            }
+            let _ = events.send(Event::Left(uid, Outcome::Draining));
+        };
+        task::spawn("drain", drain).detach();
+    }
+
+    /// Ends a pod's connections and leaves its namespace.
+    fn leave(&mut self, uid: Arc<str>, message: &'static str) {
+        let Some(held) = self.held.remove(&uid) else {
+            let _ = self.events.send(Event::Left(uid, Outcome::Released));
+            return;
+        };
+        let stopped: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| {
+                let (answer, stopped) = oneshot::channel();
+                let _ = worker.send(Command::Release(uid.clone(), answer));
+                stopped
+            })
+            .collect();
+        let (enroller, events) = (self.enroller.clone(), self.events.clone());
+        let release = async move {
+            for stopped in stopped {
+                let _ = stopped.await;
+            }
+            match enroller.release(held).await {
+                Ok(()) => tracing::info!(pod.uid = %uid, "{message}"),
+                // The namespace may be gone with its pod; then nothing of ours is left either.
+                Err(why) => {
+                    tracing::info!(pod.uid = %uid, reason = %why, "pod's namespace not cleaned")
+                }
+            }
+            let _ = events.send(Event::Left(uid, Outcome::Released));
+        };
+        task::spawn("release", release).detach();
+    }
+
+    pub(super) fn left(&mut self, uid: &Arc<str>, outcome: Outcome) {
+        let released = outcome == Outcome::Released;
+        self.pods.done(uid, outcome, Instant::now());
+        if released {
+            self.publish();
+        }
+    }
+
+    /// Compares captured pods with the kernel.
+    pub(super) fn check(&mut self) {
+        if self.checking || self.ending.is_some() {
+            return;
+        }
+        let pods: Vec<_> = self
+            .pods
+            .captured()
+            .filter_map(|pod| Some((pod.clone(), self.held.get(&pod.uid)?.clone())))
+            .collect();
+        if pods.is_empty() {
+            return;
+        }
+        self.checking = true;
+        let (enroller, events) = (self.enroller.clone(), self.events.clone());
+        let check = async move {
+            let _ = events.send(Event::Checked(enroller.check(pods).await));
+        };
+        task::spawn("check", check).detach();
+    }
+
+    pub(super) fn checked(&mut self, found: HashMap<Arc<str>, Checked>) {
+        self.checking = false;
+        for (uid, checked) in found {
+            match checked {
+                Checked::Sound => {}
+                Checked::Mended(drift, listeners) => {
+                    tracing::warn!(pod.uid = %uid, drift = %drift, "capture was damaged and is mended");
+                    self.shared.metrics.daemon.capture_repairs.inc();
+                    self.serve_anew(&uid, listeners);
+                }
+                Checked::Lost(why) => {
+                    tracing::warn!(pod.uid = %uid, reason = %why, "pod is not captured any more");
+                    self.pods.drifted(&uid, &why, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Looks once into each pod of this node outside the mesh for what a dead daemon left there.
+    pub(super) fn search_leftovers(&mut self, ours: &[Arc<Workload>]) {
+        let held = self.pods.held();
+        let mut paths = Vec::new();
+        let mut seen = HashSet::new();
+        for pod in ours
+            .iter()
+            .filter(|pod| !is_wanted(pod) && !held.contains(&pod.uid))
+        {
+            let Some(path) = &pod.netns else { continue };
+            let key = (pod.uid.clone(), path.clone());
+            if !self.searched.contains(&key) {
+                paths.push(path.clone());
+            }
+            seen.insert(key);
+        }
+        self.searched = seen;
+        if paths.is_empty() {
+            return;
+        }
+        let enroller = self.enroller.clone();
+        let clean = async move {
+            let cleaned = enroller.clean(paths).await;
+            if cleaned > 0 {
+                tracing::info!(pods = cleaned, "removed what an earlier daemon left behind");
+            }
+        };
+        task::spawn("clean", clean).detach();
+    }
+}

@@ -1,0 +1,358 @@
+//! The control thread: reads sources, publishes the world, captures pods, ends in order.
+//!
+//! One loop owns all of the node's slow state and is the only one to change it. What takes time
+//! (reading files, talking to the kernel) runs beside it and comes back as an [`Event`]. Workers
+//! learn of changes through the world they read and the [`Command`]s they are sent.
+
+mod capturing;
+mod showing;
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::api;
+use crate::authorize;
+use crate::identify::Index;
+use crate::mesh::policy::PolicyName;
+use crate::mesh::{Phase, Workload};
+use crate::node::admin::Board;
+use crate::node::config::Config;
+use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
+use crate::node::pods::{Outcome, Pods, Wanted};
+use crate::node::worker::{Command, Shared};
+use crate::node::world::World;
+use crate::source::{Change, Files, Kind, Object, Poll};
+use crate::task;
+
+/// How often the files are looked at: a change takes effect within a second.
+const POLL: Duration = Duration::from_millis(250);
+/// How often captured pods are compared with the kernel: a loss is mended within ten seconds.
+const CHECK: Duration = Duration::from_secs(4);
+/// How often the counters of what is gone are looked for.
+const EXPIRE: Duration = Duration::from_secs(10);
+/// How often waiting steps (retries, drains) are looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What happened beside the loop.
+enum Event {
+    /// The files were looked at.
+    Polled(Box<Files>, Poll),
+    /// An enrolment ended.
+    Enrolled(Wanted, Result<Enrolled, String>),
+    /// A drain began or a release ended.
+    Left(Arc<str>, Outcome),
+    /// Captured pods were compared with the kernel.
+    Checked(HashMap<Arc<str>, Checked>),
+    /// A draining pod has that many live connections.
+    Live(Arc<str>, usize),
+    /// The last connection has ended, or the time to drain is over.
+    Drained,
+}
+
+/// What the control thread owns.
+pub(crate) struct Control {
+    config: Config,
+    shared: Arc<Shared>,
+    workers: Vec<mpsc::UnboundedSender<Command>>,
+    index: Index,
+    policies: authorize::Store,
+    enroller: Enroller,
+    pods: Pods,
+    held: HashMap<Arc<str>, Arc<Held>>,
+    /// Pods outside the mesh that were searched for what a dead daemon left.
+    searched: HashSet<(Arc<str>, Arc<str>)>,
+    reports: Reports,
+    checking: bool,
+    /// Set once the daemon was told to end.
+    ending: Option<Ending>,
+    board: Arc<ArcSwap<Board>>,
+    events: mpsc::UnboundedSender<Event>,
+    received: mpsc::UnboundedReceiver<Event>,
+}
+
+/// What the sources said, for people.
+#[derive(Default)]
+struct Reports {
+    read_once: bool,
+    /// Addresses that two pods claim, when last told.
+    contested: usize,
+    sources: api::Sources,
+}
+
+/// Waits for the last connection while it lives.
+struct Ending(#[expect(dead_code, reason = "dropping it would end the wait")] task::Task);
+
+impl Control {
+    /// A control loop over these workers; nothing runs yet.
+    pub(crate) fn new(
+        config: Config,
+        shared: Arc<Shared>,
+        workers: Vec<mpsc::UnboundedSender<Command>>,
+        index: Index,
+        policies: authorize::Store,
+        enroller: Enroller,
+        board: Arc<ArcSwap<Board>>,
+    ) -> Self {
+        let (events, received) = mpsc::unbounded_channel();
+        let pods = Pods::new(config.drain);
+        Self {
+            config,
+            shared,
+            workers,
+            index,
+            policies,
+            enroller,
+            pods,
+            held: HashMap::new(),
+            searched: HashSet::new(),
+            reports: Reports::default(),
+            checking: false,
+            ending: None,
+            board,
+            events,
+            received,
+        }
+    }
+
+    /// Runs until the daemon is told to end and has drained.
+    pub(crate) async fn run(mut self, files: Files, mut signals: mpsc::UnboundedReceiver<()>) {
+        self.poll(files, Duration::ZERO);
+        let mut tick = tokio::time::interval(TICK);
+        let mut check = tokio::time::interval(CHECK);
+        let mut expire = tokio::time::interval(EXPIRE);
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = signals.recv() => {
+                    if self.ending.is_some() {
+                        tracing::warn!("told twice to end, cutting what is left");
+                        return;
+                    }
+                    self.ending = Some(self.drain_all());
+                    self.show();
+                }
+                Some(event) = self.received.recv() => {
+                    if self.take(event).is_break() {
+                        return;
+                    }
+                }
+                _ = tick.tick() => self.tick(),
+                _ = check.tick() => self.check(),
+                _ = expire.tick() => {
+                    self.expire();
+                    self.show();
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            // A daemon that ends serves what it knows.
+            Event::Polled(..) if self.ending.is_some() => {}
+            Event::Polled(files, poll) => {
+                self.sources(poll);
+                self.poll(*files, POLL);
+            }
+            Event::Drained => {
+                tracing::info!("drained");
+                return ControlFlow::Break(());
+            }
+            Event::Enrolled(pod, result) => self.enrolled(&pod, result),
+            Event::Left(uid, outcome) => self.left(&uid, outcome),
+            Event::Checked(found) => self.checked(found),
+            Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
+            Event::Live(..) => {}
+        }
+        if self.ending.is_none() {
+            self.act();
+        }
+        self.show();
+        ControlFlow::Continue(())
+    }
+
+    /// Looks at the files again after `wait`.
+    fn poll(&self, mut files: Files, wait: Duration) {
+        let events = self.events.clone();
+        let poll = async move {
+            tokio::time::sleep(wait).await;
+            let read = task::blocking("read sources", move || {
+                let poll = files.poll();
+                (files, poll)
+            });
+            if let Some((files, poll)) = read.await {
+                let _ = events.send(Event::Polled(Box::new(files), poll));
+            }
+        };
+        task::spawn("poll", poll).detach();
+    }
+
+    /// Takes what the sources say: whole, or not at all.
+    fn sources(&mut self, poll: Poll) {
+        let first = !std::mem::replace(&mut self.reports.read_once, true);
+        self.report(&poll);
+        if poll.changes.is_empty() && !first {
+            return;
+        }
+        let daemon = &self.shared.metrics.daemon;
+        daemon.source_loads.inc();
+        daemon.source_changes.inc_by(poll.changes.len() as u64);
+        tracing::info!(changes = poll.changes.len(), "sources read");
+        let (policies, objects): (Vec<_>, Vec<_>) = poll.changes.into_iter().partition(is_policy);
+        for change in policies.into_iter().filter_map(policy_change) {
+            self.policies.apply(change);
+        }
+        // Given away, so that a first load does not hold everything twice.
+        for rejected in self.index.apply(objects) {
+            tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
+        }
+        self.publish();
+    }
+
+    /// Makes the world of this moment and lets everybody see it.
+    fn publish(&mut self) {
+        let now = Instant::now();
+        let snapshot = self.index.snapshot();
+        let ours: Vec<Arc<Workload>> = snapshot.on_node(&self.shared.node).cloned().collect();
+        let wanted = ours
+            .iter()
+            .filter(|pod| is_wanted(pod))
+            .map(wanted)
+            .collect();
+        self.pods.want(wanted, now);
+        self.search_leftovers(&ours);
+
+        let held = self.pods.held();
+        let served = |uid: &Arc<str>| self.held.contains_key(uid);
+        let pods: Vec<_> = ours
+            .into_iter()
+            .filter(|pod| is_wanted(pod) || held.contains(&pod.uid))
+            .map(|pod| (pod.clone(), served(&pod.uid)))
+            .collect();
+        let identities = pods.iter().map(|(pod, _)| pod.identity.clone()).collect();
+        self.report_contested(&snapshot);
+        let before = self.shared.world.load();
+        let policies = self.policies.policies();
+        let world = World::new(snapshot, policies, pods, Some(&**before));
+        self.shared.world.store(Arc::new(world));
+        self.shared.certificates.want(identities);
+        self.tell(|| Command::WorldChanged);
+        self.act();
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // A worker is gone only when the process ends.
+            let _ = worker.send(command());
+        }
+    }
+
+    /// Accepts nothing more in any pod, and says when the last connection has ended. Rules stay:
+    /// the pods fail closed until the next daemon takes them over.
+    fn drain_all(&mut self) -> Ending {
+        tracing::info!(
+            drain = ?self.config.drain,
+            "ending: captured pods fail closed until a daemon runs again",
+        );
+        self.held.clear();
+        let drained: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| {
+                let (answer, drained) = oneshot::channel();
+                let _ = worker.send(Command::Drain(answer));
+                drained
+            })
+            .collect();
+        let (events, limit) = (self.events.clone(), self.config.drain);
+        let wait = async move {
+            let all = async {
+                for worker in drained {
+                    let _ = worker.await;
+                }
+            };
+            if tokio::time::timeout(limit, all).await.is_err() {
+                tracing::warn!("the time to drain is over, cutting what is left");
+            }
+            let _ = events.send(Event::Drained);
+        };
+        Ending(task::spawn("drain all", wait))
+    }
+
+    fn tick(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        for uid in self.pods.draining() {
+            let counts: Vec<_> = self
+                .workers
+                .iter()
+                .map(|worker| {
+                    let (answer, count) = oneshot::channel();
+                    let _ = worker.send(Command::CountLive(uid.clone(), answer));
+                    count
+                })
+                .collect();
+            let events = self.events.clone();
+            let count = async move {
+                let mut live = 0;
+                for count in counts {
+                    live += count.await.unwrap_or(0);
+                }
+                let _ = events.send(Event::Live(uid, live));
+            };
+            task::spawn("count", count).detach();
+        }
+        self.act();
+    }
+}
+
+fn is_policy(change: &Change) -> bool {
+    let kind = match change {
+        Change::Upsert(Object::AuthorizationPolicy(_)) => Kind::AuthorizationPolicy,
+        Change::Upsert(Object::PeerAuthentication(_)) => Kind::PeerAuthentication,
+        Change::Upsert(_) => return false,
+        Change::Remove(key) => key.kind,
+    };
+    matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
+}
+
+/// What a change means for the policies, if it is about one.
+fn policy_change(change: Change) -> Option<authorize::Change> {
+    match change {
+        Change::Upsert(Object::AuthorizationPolicy(policy)) => {
+            Some(authorize::Change::Authorization(*policy))
+        }
+        Change::Upsert(Object::PeerAuthentication(policy)) => {
+            Some(authorize::Change::PeerAuthentication(*policy))
+        }
+        Change::Upsert(_) => None,
+        Change::Remove(key) => {
+            let name = PolicyName::new(&key.namespace, &key.name);
+            match key.kind {
+                Kind::AuthorizationPolicy => Some(authorize::Change::AuthorizationGone(name)),
+                Kind::PeerAuthentication => Some(authorize::Change::PeerAuthenticationGone(name)),
+                _ => None,
+            }
+        }
+    }
+}
+
+/// Whether this pod of our node is to be captured.
+fn is_wanted(pod: &Workload) -> bool {
+    pod.enrolled() && pod.phase != Phase::Finished
+}
+
+fn wanted(pod: &Arc<Workload>) -> Wanted {
+    Wanted {
+        uid: pod.uid.clone(),
+        name: format!("{}/{}", pod.namespace, pod.name).into(),
+        netns: pod.netns.clone(),
+        ips: pod.ips.clone(),
+    }
+}
