@@ -564,8 +564,8 @@ fn requests_that_are_not_for_the_pod_are_refused() {
     assert_eq!(status(&b.at(8080).to_string()), Ok(200));
     assert_eq!(
         status(&SocketAddr::new(b.v6(), 8080).to_string()),
-        Ok(200),
-        "its other address"
+        Ok(400),
+        "its other address, of a family that the client did not come by"
     );
     assert_eq!(status(&a.at(8080).to_string()), Ok(400), "another pod");
     assert_eq!(status("127.0.0.1:8080"), Ok(400), "the loopback");
