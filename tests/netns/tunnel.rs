@@ -525,8 +525,7 @@ fn a_tunnel_port_that_speaks_something_else_is_a_failed_tunnel() {
     let _server = b.listen(15008).serve(|conn| {
         let _ = conn.try_send(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     });
-    let conn = a.dial(b.at(8080));
-    assert_eq!(conn.ending(), Outcome::Reset);
+    assert_eq!(a.end_of(b.at(8080), b"", PATIENCE), Outcome::Reset);
     let record = lab
         .daemon(1)
         .record("the failure", |r| r.is("direction", "outbound"));
