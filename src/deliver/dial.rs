@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
-use socket2::Socket;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::authorize::Permit;
@@ -140,55 +139,6 @@ pub async fn dial_announced<T>(
     announce: impl FnMut(SocketAddr) -> T,
 ) -> Result<(TcpStream, T), Error> {
     within(to, connect_announced(netns, from, to, None, announce)).await
-}
-
-/// A socket that knows its address before it connects.
-#[derive(Debug)]
-pub struct Bound {
-    socket: Socket,
-    local: SocketAddr,
-}
-
-/// Makes a socket with a port of its own on the pod's address `from`, to be connected later.
-///
-/// Such a port rests for a minute after its connection (`TIME_WAIT`), so an address has 28,000 of
-/// these a minute; [`dial_announced`] has no such bound.
-///
-/// # Errors
-///
-/// [`Error::Socket`], also when the address has no free port.
-pub fn bind(netns: &Netns, from: IpAddr) -> Result<Bound, Error> {
-    let made = || -> io::Result<Bound> {
-        let socket = connector(netns, from)?;
-        socket.bind(&SocketAddr::new(from, 0).into())?;
-        let local = socket.local_addr()?.as_socket();
-        Ok(Bound {
-            socket,
-            local: local.ok_or(io::ErrorKind::Unsupported)?,
-        })
-    };
-    made().map_err(Error::Socket)
-}
-
-impl Bound {
-    /// The address that the other side will see.
-    #[must_use]
-    pub fn local(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// Connects to `to`, by which the permit's destination is reached.
-    ///
-    /// # Errors
-    ///
-    /// As [`dial`].
-    pub async fn connect(self, _permit: &Permit, to: SocketAddr) -> Result<TcpStream, Error> {
-        within(
-            to,
-            TcpSocket::from_std_stream(self.socket.into()).connect(to),
-        )
-        .await
-    }
 }
 
 async fn within<T>(

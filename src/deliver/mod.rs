@@ -18,7 +18,7 @@ mod duct;
 mod relay;
 mod splice;
 
-pub use dial::{Bound, Error, bind, dial, dial_announced};
+pub use dial::{Error, dial, dial_announced};
 pub use relay::relay;
 pub use splice::splice;
 

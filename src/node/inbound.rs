@@ -159,7 +159,7 @@ async fn arrive(
         }
     };
     // The client may have reset its stream while the application was dialled, which must not look
-    // like an end there.
+    // like an orderly end there.
     let app = ResetOnDrop::new(app);
     let stream = request.accept()?;
     let live = account.live(worker, &pod.uid, &permit);

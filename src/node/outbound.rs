@@ -149,7 +149,9 @@ impl Leaving<'_> {
         let host = service
             .as_deref()
             .map(|service| self.worker.shared.hostname(service));
-        let head = ConnectHead::new(to.get()).forwarded(captured.source, host);
+        let head = ConnectHead::new(to.get())
+            .forwarded(captured.source, host)
+            .with_baggage(self.local.baggage.clone());
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::Tunnel);
         let permit = Rc::new(authorize::outbound(flow));
         self.account.permitted(self.worker, &permit);
@@ -191,13 +193,11 @@ impl Leaving<'_> {
         self.account.permitted(self.worker, &permit);
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
-        let bound = deliver::bind(&self.pod.netns, captured.source.ip())?;
-        let announced =
-            self.worker
-                .shared
-                .announcements
-                .announce(bound.local(), via.get(), announcement);
-        let socket = bound.connect(&permit, via.get()).await?;
+        let announcements = &self.worker.shared.announcements;
+        let announce = |local| announcements.announce(local, via.get(), announcement.clone());
+        let (netns, from) = (&self.pod.netns, captured.source.ip());
+        let (socket, announced) =
+            deliver::dial_announced(&permit, netns, from, via.get(), announce).await?;
         let live = self.account.live(self.worker, &self.pod.uid, &permit);
         let end = tokio::select! {
             end = deliver::splice(&permit, captured.socket.into_inner(), socket, self.account.meter_from_source()) => Ok(end),

@@ -46,7 +46,7 @@ pub enum IssueError {
     Timeout(Duration),
     /// Issuing stopped before its end, as when the program ends.
     #[error("issuing was given up")]
-    Aborted(#[source] tokio::task::JoinError),
+    Aborted,
 }
 
 impl IssueError {
@@ -58,7 +58,7 @@ impl IssueError {
             Self::Crypto(_) => "crypto",
             Self::Unusable(_) => "unusable_certificate",
             Self::Timeout(_) => "timeout",
-            Self::Aborted(_) => "aborted",
+            Self::Aborted => "aborted",
         }
     }
 }

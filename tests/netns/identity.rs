@@ -1,7 +1,6 @@
 //! Identity: who shows which certificate, whom each side believes, and how certificates change.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};

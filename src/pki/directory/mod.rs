@@ -34,6 +34,7 @@ use crate::mesh::{Identity, TrustDomain};
 use crate::pki::certificate::Certificate;
 use crate::pki::directory::authority::Authority;
 use crate::pki::issue::{IssueError, Issuer, Request};
+use crate::task;
 
 pub use error::Error;
 
@@ -106,8 +107,8 @@ impl Issuer for DirectoryCa {
         // asks has other work to do.
         let work = move || place.issue(&identity, &ends, SystemTime::now());
         Box::pin(async {
-            let outcome = tokio::task::spawn_blocking(work).await;
-            outcome.map_err(IssueError::Aborted)?
+            let outcome = task::blocking("issue", work).await;
+            outcome.ok_or(IssueError::Aborted)?
         })
     }
 
