@@ -158,10 +158,13 @@ async fn arrive(
             return Err(error.into());
         }
     };
+    // The client may have reset its stream while the application was dialled, which must not look
+    // like an orderly end there.
+    let app = ResetOnDrop::new(app);
     let stream = request.accept()?;
     let live = account.live(worker, &pod.uid, &permit);
     tokio::select! {
-        end = deliver::relay(&permit, app, stream, account.meter_from_destination()) => Ok(end),
+        end = deliver::relay(&permit, app.into_inner(), stream, account.meter_from_destination()) => Ok(end),
         cut = live.ended() => Err(Error::Cut(cut)),
     }
 }

@@ -10,5 +10,4 @@ mod failures;
 mod load;
 mod peer;
 mod pooling;
-mod speed;
 mod splicing;
