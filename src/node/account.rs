@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::authorize::{DryRun, Permit, Would};
+use crate::authorize::{DryRun, Permit};
 use crate::deliver::{End, Fault, Meter};
 use crate::mesh::{Direction, Flow, Local, Path, Peer, Service, TunnelAddr, Workload};
 use crate::node::error::{Chain, Error, of_tunnel};
@@ -99,7 +99,7 @@ impl Account {
         let policy = would.policy.to_string();
         let labels = DryRunLabels {
             policy,
-            verdict: verdict(would.would),
+            verdict: would.would.reason(),
         };
         worker
             .shared
@@ -199,14 +199,6 @@ impl Account {
             },
             path: Path::Plain,
         }
-    }
-}
-
-/// What the decision would have been.
-fn verdict(would: Would) -> &'static str {
-    match would {
-        Would::Allow { .. } => "allow",
-        Would::Deny { .. } | Would::Refuse | Would::NotAllow => "deny",
     }
 }
 

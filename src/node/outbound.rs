@@ -154,7 +154,9 @@ impl Leaving<'_> {
         let host = service
             .as_deref()
             .map(|service| self.worker.shared.hostname(service));
-        let head = ConnectHead::new(to.get()).forwarded(captured.source, host);
+        let head = ConnectHead::new(to.get())
+            .forwarded(captured.source, host)
+            .with_baggage(self.local.baggage.clone());
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::Tunnel);
         let permit = Rc::new(authorize::outbound(flow));
         let live = self.account.permitted(self.worker, self.pod, &permit);

@@ -101,6 +101,8 @@ pub(crate) struct Worker {
     checked: RefCell<HashMap<Arc<str>, Evaluator>>,
     /// Tunnels, streams and connections that are in the gauges.
     counted: Cell<[i64; 3]>,
+    /// Tunnels made that are in the counter.
+    made: Cell<u64>,
 }
 
 struct Served {
@@ -126,6 +128,7 @@ impl Worker {
             served: RefCell::default(),
             checked: RefCell::default(),
             counted: Cell::default(),
+            made: Cell::default(),
         })
     }
 
@@ -160,6 +163,9 @@ impl Worker {
         for (gauge, (now, before)) in gauges.into_iter().zip(now.into_iter().zip(before)) {
             gauge.inc_by(now - before);
         }
+        let made = self.pool.made();
+        let before = self.made.replace(made);
+        daemon.tunnels_opened.outbound.inc_by(made - before);
     }
 
     fn follow(self: &Rc<Self>, command: Command) {

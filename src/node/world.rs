@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::HeaderValue;
+
 use crate::authorize::{Evaluator, Policies};
 use crate::identify::Snapshot;
 use crate::mesh::Workload;
@@ -26,6 +28,8 @@ pub(crate) struct LocalPod {
     pub(crate) workload: Arc<Workload>,
     /// The policies bound to it, compiled.
     pub(crate) evaluator: Evaluator,
+    /// What the field's peers are told about it with each connection.
+    pub(crate) baggage: HeaderValue,
     /// Whether its listeners and rules are in place now.
     pub(crate) served: bool,
 }
@@ -48,11 +52,13 @@ impl World {
                 .filter(|pod| Arc::ptr_eq(&pod.workload, &workload))
                 .map(|pod| pod.evaluator.clone());
             let evaluator = kept.unwrap_or_else(|| policies.evaluator(&workload));
+            let baggage = baggage(&workload);
             (
                 workload.uid.clone(),
                 Arc::new(LocalPod {
                     workload,
                     evaluator,
+                    baggage,
                     served,
                 }),
             )
@@ -69,4 +75,23 @@ impl World {
     pub(crate) fn pod(&self, uid: &str) -> Option<&Arc<LocalPod>> {
         self.pods.get(uid)
     }
+}
+
+/// The attributes of a workload as the field's `baggage` header has them: `key=value`, comma
+/// between, empty values left out.
+fn baggage(workload: &Workload) -> HeaderValue {
+    let owner = format!("k8s.{}.name", workload.owner.kind);
+    let pairs = [
+        ("k8s.cluster.name", "Kubernetes"),
+        ("k8s.namespace.name", &*workload.namespace),
+        (&*owner, &*workload.owner.name),
+        ("service.name", workload.canonical_name()),
+        ("service.version", workload.canonical_revision()),
+        ("cloud.region", &*workload.region),
+        ("cloud.availability_zone", &*workload.zone),
+    ];
+    let pairs = pairs.iter().filter(|(_, value)| !value.is_empty());
+    let text: Vec<_> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
+    // Names and labels of Kubernetes are all header text; if one is not, nothing is said.
+    HeaderValue::from_str(&text.join(",")).unwrap_or(HeaderValue::from_static(""))
 }

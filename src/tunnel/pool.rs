@@ -9,7 +9,7 @@
 //! A tunnel that takes nothing more (full for ever, GOAWAY, idle too long) leaves the pool and
 //! ends with its last stream; one whose pod or destination is gone is cut by [`Pool::retain`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -67,6 +67,7 @@ pub struct Pool(Rc<Inner>);
 struct Inner {
     limits: Limits,
     slots: RefCell<HashMap<Key, Slot>>,
+    made: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -98,6 +99,7 @@ impl Pool {
         Self(Rc::new(Inner {
             limits,
             slots: RefCell::default(),
+            made: Cell::default(),
         }))
     }
 
@@ -166,6 +168,12 @@ impl Pool {
         tunnels.fold((0, 0), |(count, streams), (tunnel, _)| {
             (count + 1, streams + tunnel.streams())
         })
+    }
+
+    /// How many tunnels have been made since the pool was.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.0.made.get()
     }
 
     /// The handshake under way for a key, begun now if there is none.
@@ -269,6 +277,7 @@ async fn run(pool: Pool, key: Key, origin: Origin, attempt: Rc<Attempt>) {
             return;
         }
     };
+    pool.0.made.set(pool.0.made.get() + 1);
     pool.admit(&key, &tunnel);
     attempt.finish(Ok(tunnel.clone()));
     drop(attempt);

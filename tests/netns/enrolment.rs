@@ -413,6 +413,9 @@ fn the_daemon_refuses_a_namespace_whose_addresses_are_not_the_pods() {
     eventually(Duration::from_secs(10), "the other pod is served", || {
         a.has_rules()
     });
+    eventually(Duration::from_secs(5), "its enrolment is over", || {
+        lab.daemon(1).pod("mesh/a").0 == "enrolled"
+    });
     let state = a.netns().state();
     holds_for(Duration::from_secs(1), "its own pod keeps it", || {
         a.has_rules()
@@ -421,4 +424,9 @@ fn the_daemon_refuses_a_namespace_whose_addresses_are_not_the_pods() {
     assert!(!b.has_rules());
     let (state, reason) = lab.daemon(1).pod("mesh/b");
     assert_eq!(state, "failed", "{reason}");
+    let ready = lab.daemon(1).ready();
+    assert!(
+        !matches!(ready, Ok((200, _))),
+        "a pod that is not served is not ready: {ready:?}"
+    );
 }

@@ -247,6 +247,7 @@ fn other_kinds_are_skipped_with_a_note() {
     lab.pod(1, "a");
     lab.cluster.apply("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: mesh}\nspec: {replicas: 3}\n");
     lab.start();
+    lab.daemon(1).says(&["Deployment"]);
     let notes = lab.daemon(1).dump()["sources"]["notes"].to_string();
     assert!(notes.contains("Deployment"), "{notes}");
     assert!(

@@ -383,7 +383,7 @@ fn an_address_claimed_twice_is_the_younger_pods_on_every_node() {
         lab.cluster.put(json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": { "name": name, "namespace": "mesh", "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z" },
-            "spec": { "nodeName": "node1", "serviceAccountName": name, "containers": [] },
+            "spec": { "nodeName": "node9", "serviceAccountName": name, "containers": [] },
             "status": { "phase": "Running", "podIP": b.v4(), "podIPs": [{ "ip": b.v4() }] },
         }));
     }
@@ -423,6 +423,7 @@ fn an_address_claimed_twice_is_the_younger_pods_on_every_node() {
         daemon.await_ready();
         lab.install(n + 1, daemon);
     }
+    lab.daemon(2).says(&["address claimed twice", "mesh/aaa"]);
     let _server = b.greet(8080);
     assert_eq!(
         [owner(&lab, 1), owner(&lab, 2)],

@@ -158,6 +158,11 @@ fn a_port_taken_inside_one_pod_harms_no_other_and_is_tried_again() {
         });
         let (state, reason) = lab.daemon(1).pod("mesh/taken");
         assert_eq!(state, "failed", "{reason}");
+        let ready = lab.daemon(1).ready().expect("it answers");
+        assert!(
+            ready.0 == 503 && ready.1.contains("mesh/taken"),
+            "{ready:?}"
+        );
         assert!(lab.daemon(1).metric("adit_pods", &[("state", "failed")]) == 1.0);
         drop(squatter);
         eventually(
@@ -303,7 +308,9 @@ fn unknown_flags_and_values_are_named() {
     }
     let bare = adit(None, &["node"]);
     assert!(!bare.status.success());
-    assert!(bare.output.contains("--node"), "{}", bare.output);
+    for flag in ["--node", "--source", "--ca"] {
+        assert!(bare.output.contains(flag), "{flag}: {}", bare.output);
+    }
 }
 
 #[test]

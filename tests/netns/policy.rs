@@ -519,10 +519,7 @@ fn a_dry_run_is_counted_and_told_and_never_enforced() {
             daemon.metric("adit_policy_dry_run_total", &labels)
         };
         let daemon = world.lab.daemon(2);
-        let counts = (
-            count(daemon, "would_allow"),
-            count(daemon, "would_not_allow"),
-        );
+        let counts = (count(daemon, "allow"), count(daemon, "deny"));
         // What it would have decided as it is, it does not speak of.
         if counts == (0.0, 2.0) {
             Ok(())

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::{Map, Value};
 
 use super::namespace::Namespace;
-use super::wait::{poll, within};
+use super::wait::{eventually, poll, within};
 
 /// The program under test.
 const ADIT: &str = env!("CARGO_BIN_EXE_adit");
@@ -198,10 +198,20 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. After SIGSTOP it returns when the last thread has stopped.
+    #[track_caller]
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid is positive");
         kill(Pid::from_raw(pid), signal).expect("it is our child");
+        if signal == Signal::SIGSTOP {
+            eventually(Duration::from_secs(5), "every thread stands still", || {
+                let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+                tasks.expect("it runs").flatten().all(|task| {
+                    let stat = std::fs::read_to_string(task.path().join("stat"));
+                    stat.is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, s)| s.starts_with(" T")))
+                })
+            });
+        }
     }
 
     /// Ends it with SIGKILL and waits until it is gone.

@@ -52,7 +52,8 @@ pub struct FileName {
 pub struct DryRun {
     /// `namespace/name` of the policy.
     pub policy: String,
-    /// What it would have said: `allow` or `deny`.
+    /// How it would have turned the decision: `would_allow`, `would_deny`, `would_not_allow`,
+    /// `would_refuse`.
     pub verdict: &'static str,
 }
 
