@@ -112,8 +112,9 @@ mod tests {
 
     #[test]
     fn a_source_that_falls_silent_holds_up_itself_alone() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time();
-        runtime.build().unwrap().block_on(async {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().build().unwrap();
+        runtime.block_on(async {
             let handshakes = Handshakes::new();
             let (silent, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
             let mut waiting: Vec<_> = (0..IN_LINE)
