@@ -1,7 +1,7 @@
 //! What a carrier of connections costs: direct TCP, Adit, and Envoy as HBONE sidecars, in turn
 //! within one run, between pods in network namespaces. Prints one table.
 //!
-//!     cargo bench --bench dataplane -- --help
+//!     ./scripts/bench --help
 //!
 //! How it is measured, and what it does not show: `benches/README.md`.
 
@@ -97,13 +97,28 @@ fn main() -> Result<()> {
     let mut results = Results::default();
     let outcome = measure(&args, &rows, &mut results);
     let mut out = std::io::stdout().lock();
-    write!(out, "\n{}", table::render(&results, &args.carriers))?;
+    writeln!(out, "\n{}\n", setting(&args))?;
+    write!(out, "{}", table::render(&results, &args.carriers))?;
     outcome?;
     let missed = table::missed(&results);
     if args.check && !missed.is_empty() {
         bail!("missed: {}", missed.join("; "));
     }
     Ok(())
+}
+
+/// What was measured, and where.
+fn setting(args: &Args) -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "Linux {}, {processors} processors; medians of {} rounds of {} s; {} threads each; {}",
+        kernel.trim(),
+        args.rounds,
+        args.seconds,
+        args.workers,
+        support::adit::binary().display(),
+    )
 }
 
 fn choose(names: &[String]) -> Result<Vec<&'static Row>> {

@@ -11,7 +11,8 @@ use super::child::Program;
 use super::net::Net;
 use super::netns::Netns;
 
-/// Where the program is that is measured.
+/// Where the program is that is measured: `ADIT_BIN`, which `scripts/bench` sets to the release build,
+/// else the one that cargo has built for this benchmark.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("ADIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_adit").into(), PathBuf::from)
 }
