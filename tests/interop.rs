@@ -10,6 +10,11 @@
 //! So nothing here asks Envoy for a half-open connection in that direction, nor for more than fits
 //! into a first window; what is asked is that Adit never makes such a loss look like an end.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the rules are for the daemon; this stands outside of it"
+)]
+
 #[allow(
     dead_code,
     unused_imports,

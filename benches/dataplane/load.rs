@@ -135,7 +135,7 @@ pub(crate) fn bulk(
     };
     let measured = carrier.client().enter(|| {
         std::thread::scope(|scope| {
-            let senders: Vec<_> = (0..connections).map(|_| scope.spawn(&send)).collect();
+            let senders: Vec<_> = (0..connections).map(|_| scope.spawn(send)).collect();
             let measured = measure();
             stop.store(true, Ordering::Relaxed);
             for sender in senders {

@@ -5,6 +5,11 @@
 //!
 //! How it is measured, and what it does not show: `benches/README.md`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the rules are for the daemon; this stands outside of it"
+)]
+
 #[path = "../support/mod.rs"]
 #[allow(
     dead_code,

@@ -6,6 +6,11 @@
 //! The daemons' certificates are short-lived, so that they are renewed many times under the open
 //! connections, and the objects change all the time.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the rules are for the daemon; this stands outside of it"
+)]
+
 #[path = "../support/mod.rs"]
 #[allow(
     dead_code,

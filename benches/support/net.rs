@@ -131,10 +131,8 @@ impl Net {
              route add default via fd01:{node}::1\n",
             pod.v4, pod.v6
         ))?;
-        // Many short connections: all ports to choose from, and those in TIME_WAIT free again after
-        // a second. The servers' ports lie below. It holds for every carrier alike.
-        pod.netns
-            .sysctl("ipv4/ip_local_port_range", "16000 65535")?;
+        // Many short connections: a port in TIME_WAIT is free again after a second. It holds for
+        // every carrier alike.
         pod.netns.sysctl("ipv4/tcp_tw_reuse", "1")?;
         self.pods.push(Arc::new(pod));
         Ok(Arc::clone(&self.pods[self.pods.len() - 1]))

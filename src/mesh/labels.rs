@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 /// A set of labels, sorted by key. A clone shares the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Labels(Option<Arc<[(Arc<str>, Arc<str>)]>>);
+pub struct Labels(Option<Arc<[Label]>>);
+
+/// A key and its value.
+type Label = (Arc<str>, Arc<str>);
 
 impl Labels {
     /// Collects pairs; of two pairs with one key the last stands.

@@ -4,6 +4,10 @@
 //! Each test makes a pod and a peer that are joined by a veth pair, and removes them when it ends,
 //! however it ends. `Proxy` stands for the daemon: it carries whatever is captured to where it was
 //! going.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test's tasks end with its runtime"
+)]
 
 mod support;
 
