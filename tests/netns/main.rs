@@ -3,6 +3,10 @@
 //!
 //! Run with `./scripts/test` (see `tests/README.md`). The tests need root; one that cannot run
 //! fails and says why.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test's tasks end with its runtime"
+)]
 
 #[allow(
     dead_code,

@@ -561,9 +561,8 @@ fn requests_that_are_not_for_the_pod_are_refused() {
     let mut tunnel = HboneClient::open(probe, b.at(15008), Some(&credential)).expect("it is taken");
     let mut status = |authority: &str| tunnel.connect(authority).map(|(status, _)| status);
     assert_eq!(status(&b.at(8080).to_string()), Ok(200));
-    let other = status(&SocketAddr::new(b.v6(), 8080).to_string());
     assert_eq!(
-        other,
+        status(&SocketAddr::new(b.v6(), 8080).to_string()),
         Ok(400),
         "its other address, of a family that the client did not come by"
     );
