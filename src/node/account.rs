@@ -155,6 +155,7 @@ impl Account {
         };
         let policy = match &ended {
             Err(Error::Authorize(refusal)) => refusal.denial.policy(),
+            Err(Error::Cut(Cut::PolicyChanged(denial))) => denial.policy(),
             _ => self.permit.get().and_then(|permit| permit.granted_by()),
         };
         let (requested, responded) = self.tally.moved();

@@ -50,7 +50,7 @@ pub(crate) enum Error {
     #[error("too many at once")]
     Overloaded,
     /// The node ended it.
-    #[error("ended by the node: {}", .0.reason())]
+    #[error("ended by the node: {0}")]
     Cut(Cut),
 }
 
@@ -87,7 +87,7 @@ impl Error {
             Self::Tunnel(error) => of_tunnel(error),
             Self::Deliver(error) => of_delivery(error),
             Self::Overloaded => Outcome::Overloaded,
-            Self::Cut(Cut::PolicyChanged) => Outcome::PolicyChanged,
+            Self::Cut(Cut::PolicyChanged(_)) => Outcome::PolicyChanged,
             Self::Cut(Cut::PodReleased) => Outcome::PodGone,
             Self::Cut(Cut::Drained) => Outcome::Drained,
         }

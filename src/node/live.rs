@@ -5,8 +5,9 @@
 //! [`Connection::unless_ended`]. Dropping that work resets both sides, so ending a connection is
 //! telling it why.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,16 +15,16 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::authorize::Permit;
+use crate::authorize::{Denial, Permit};
 use crate::mesh::Direction;
 use crate::node::account::Tally;
 use crate::node::error::Error;
 
 /// Why the node ends a connection that could have gone on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// A changed policy denies it now.
-    PolicyChanged,
+    /// A changed policy denies it now, for this reason.
+    PolicyChanged(Denial),
     /// Its pod is released or gone.
     PodReleased,
     /// The daemon ends, and its time to drain is over.
@@ -32,11 +33,21 @@ pub(crate) enum Cut {
 
 impl Cut {
     /// A stable word for records and metrics.
-    pub(crate) fn reason(self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::PolicyChanged => "policy_changed",
+            Self::PolicyChanged(_) => "policy_changed",
             Self::PodReleased => "pod_released",
             Self::Drained => "drained",
+        }
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PolicyChanged(denial) => write!(f, "policy changed: {denial}"),
+            Self::PodReleased => f.write_str("its pod is released or gone"),
+            Self::Drained => f.write_str("the time to drain is over"),
         }
     }
 }
@@ -53,7 +64,7 @@ pub(crate) struct Connection {
     pub(crate) tally: Rc<Tally>,
     /// When it was accepted.
     pub(crate) since: Instant,
-    cut: Cell<Option<Cut>>,
+    cut: RefCell<Option<Cut>>,
     wake: Notify,
 }
 
@@ -72,8 +83,8 @@ impl Connection {
 
     async fn ended(&self) -> Cut {
         loop {
-            if let Some(cut) = self.cut.get() {
-                return cut;
+            if let Some(cut) = &*self.cut.borrow() {
+                return cut.clone();
             }
             self.wake.notified().await;
         }
@@ -81,10 +92,8 @@ impl Connection {
 
     /// Ends the connection; the first reason stands.
     pub(crate) fn end(&self, why: Cut) {
-        if self.cut.get().is_none() {
-            self.cut.set(Some(why));
-            self.wake.notify_one();
-        }
+        self.cut.borrow_mut().get_or_insert(why);
+        self.wake.notify_one();
     }
 }
 
@@ -110,7 +119,7 @@ impl Live {
             permit: permit.clone(),
             tally: tally.clone(),
             since,
-            cut: Cell::new(None),
+            cut: RefCell::default(),
             wake: Notify::new(),
         });
         self.connections.borrow_mut().insert(id, connection.clone());
@@ -151,11 +160,12 @@ impl Live {
         ended
     }
 
-    /// Ends each *inbound* connection that `denies` now.
-    pub(crate) fn revoke(&self, denies: impl Fn(&Connection) -> bool) -> usize {
+    /// Ends each *inbound* connection for which there is a denial now.
+    pub(crate) fn revoke(&self, denied: impl Fn(&Connection) -> Option<Denial>) -> usize {
         self.end(|connection| {
             let inbound = connection.permit.flow().direction == Direction::Inbound;
-            (inbound && denies(connection)).then_some(Cut::PolicyChanged)
+            let denial = inbound.then(|| denied(connection)).flatten();
+            denial.map(Cut::PolicyChanged)
         })
     }
 }

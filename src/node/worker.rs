@@ -152,6 +152,12 @@ impl Worker {
             connection.tally.flush();
         }
         let daemon = &self.shared.metrics.daemon;
+        let certificates = &self.shared.certificates;
+        self.pool.retire(|key| {
+            certificates
+                .current(&key.own)
+                .is_some_and(|now| now.epoch() != key.epoch)
+        });
         let (tunnels, streams) = self.pool.load();
         let now = [tunnels, streams, self.live.len()].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
         let before = self.counted.replace(now);
@@ -367,7 +373,7 @@ impl Worker {
         if !changed.is_empty() {
             let denied = |connection: &Connection| {
                 let evaluator = changed.get(&*connection.pod);
-                evaluator.is_some_and(|evaluator| evaluator.recheck(&connection.permit).is_some())
+                evaluator.and_then(|evaluator| evaluator.recheck(&connection.permit))
             };
             self.live.revoke(denied);
         }

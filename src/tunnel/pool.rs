@@ -160,6 +160,17 @@ impl Pool {
         });
     }
 
+    /// Closes the tunnels without streams for which `stale` holds: whoever dials next would not use
+    /// them, and so would keep them open for nothing until they had idled long enough.
+    pub fn retire(&self, stale: impl Fn(&Key) -> bool) {
+        self.0.slots.borrow_mut().retain(|key, slot| {
+            if stale(key) {
+                slot.tunnels.retain(|(tunnel, _)| tunnel.streams() > 0);
+            }
+            !slot.tunnels.is_empty() || slot.attempt.is_some()
+        });
+    }
+
     /// How many tunnels there are, and how many streams they carry.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
