@@ -79,6 +79,9 @@ fn connections_open_at_enrolment_go_on_living_and_new_ones_are_captured() {
             .outgoing
             .echoes(b"again")
             .expect("the outgoing connection lives on");
+        eventually(Duration::from_secs(6), "both are counted", || {
+            world.lab.daemon(1).metric("adit_connections_kept", &[]) == 2.0
+        });
         world.outgoing.finish();
         assert_eq!(
             world.outgoing.ending(),

@@ -205,3 +205,23 @@ fn a_neighbour_that_is_released_is_called_in_plain_and_one_that_is_enrolled_with
         }
     });
 }
+
+#[test]
+fn a_denial_between_neighbours_resets_and_is_recorded() {
+    let (mut lab, a, b) = neighbours(&[]);
+    let _server = b.greet(8080);
+    lab.cluster.apply(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: nobody\n  namespace: mesh\nspec:\n  action: DENY\n  rules: [{}]\n",
+    );
+    lab.publish();
+    eventually(Duration::from_secs(3), "it is reset", || {
+        a.call(b.at(8080)) == Outcome::Reset
+    });
+    let record = lab
+        .daemon(1)
+        .record("the denial", |r| reason(r) == "denied");
+    assert!(
+        record.has(&[("direction", "inbound"), ("policy", "mesh/nobody")]),
+        "{record:?}"
+    );
+}
