@@ -122,6 +122,11 @@ fn calls_to_our_own_ports_are_refused() {
         // From outside, the tunnel port is for tunnels.
         connect(&net.peer, SocketAddr::new(family.pod, 15008)).unwrap();
     }
+    // The callers are told before the daemon's side has counted.
+    let begun = Instant::now();
+    while (proxy.refused(), proxy.count()) != (10, 2) && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     assert_eq!(
         proxy.refused(),
         10,
