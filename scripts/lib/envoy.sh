@@ -7,7 +7,10 @@ cd "$(dirname "$0")/../.."
 
 venv="${CARGO_TARGET_DIR:-$PWD/target}/venv"
 
-installed() { find "$venv/lib" -path '*/envoy/_bin/envoy' -type f 2>/dev/null | head -n 1; }
+# Prints nothing where there is none, which is no failure.
+installed() {
+    if [ -d "$venv/lib" ]; then find "$venv/lib" -path '*/envoy/_bin/envoy' -type f | head -n 1; fi
+}
 
 install() {
     need python3:python3

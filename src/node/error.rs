@@ -46,6 +46,9 @@ pub(crate) enum Error {
     /// The destination could not be dialled.
     #[error("delivery failed")]
     Deliver(#[from] deliver::Error),
+    /// The pod of this node that was dialled refused; its own record says more.
+    #[error("refused at the destination, on this node")]
+    RefusedBeside(Outcome),
     /// A limit of this daemon was reached.
     #[error("too many at once")]
     Overloaded,
@@ -69,6 +72,7 @@ impl Error {
             Self::Tunnel(error) => error.reason(),
             Self::Deliver(error) => error.reason(),
             Self::Overloaded => "overloaded",
+            Self::RefusedBeside(outcome) => outcome.reason().unwrap_or("refused"),
             Self::Cut(cut) => cut.reason(),
         }
     }
@@ -87,6 +91,7 @@ impl Error {
             Self::Tunnel(error) => of_tunnel(error),
             Self::Deliver(error) => of_delivery(error),
             Self::Overloaded => Outcome::Overloaded,
+            Self::RefusedBeside(outcome) => *outcome,
             Self::Cut(Cut::PolicyChanged(_)) => Outcome::PolicyChanged,
             Self::Cut(Cut::PodReleased) => Outcome::PodGone,
             Self::Cut(Cut::Drained) => Outcome::Drained,

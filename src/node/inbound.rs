@@ -251,22 +251,30 @@ async fn same_node(
     captured: Captured,
     announcement: Announcement,
 ) {
-    let account = Account::open(&worker, Direction::Inbound, captured.source);
-    let outcome = Box::pin(arrive_same_node(
-        &worker,
-        &pod,
-        captured,
-        announcement,
-        &account,
-    ))
-    .await;
+    let Captured {
+        socket,
+        source,
+        original_dst: via,
+    } = captured;
+    let mut near = Some(ResetOnDrop::new(socket));
+    let account = Account::open(&worker, Direction::Inbound, source);
+    account.via(TunnelAddr::new(via.get()));
+    let refused = announcement.refused.clone();
+    let arriving = arrive_same_node(&worker, &pod, &mut near, source, announcement, &account);
+    let outcome = Box::pin(arriving).await;
+    if let (Err(error), Some(_)) = (&outcome, &near) {
+        // Told before the reset that lets the other side look.
+        let _ = refused.set(error.outcome());
+    }
+    drop(near);
     account.close(&worker, outcome);
 }
 
 async fn arrive_same_node(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    captured: Captured,
+    near: &mut Option<ResetOnDrop>,
+    source: SocketAddr,
     announcement: Announcement,
     account: &Account,
 ) -> Result<deliver::End, Error> {
@@ -275,14 +283,8 @@ async fn arrive_same_node(
         workload,
         to,
         service,
+        ..
     } = announcement;
-    let Captured {
-        socket,
-        source,
-        original_dst: via,
-    } = captured;
-    let guard = ResetOnDrop::new(socket);
-    account.via(TunnelAddr::new(via.get()));
     account.dialled(to.get());
     let permit = {
         let world = worker.world();
@@ -306,7 +308,10 @@ async fn arrive_same_node(
     let live = account.permitted(worker, pod, &permit);
     let carried = async {
         let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
-        let (near, meter) = (guard.into_inner(), account.meter_from_source());
+        let near = near
+            .take()
+            .expect("put there by the caller, taken here alone");
+        let (near, meter) = (near.into_inner(), account.meter_from_source());
         Ok(deliver::splice(&permit, near, app, meter).await)
     };
     live.unless_ended(carried).await

@@ -193,6 +193,7 @@ impl Leaving<'_> {
             workload: self.local.workload.clone(),
             to,
             service: service.clone(),
+            refused: Arc::default(),
         };
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
         let permit = Rc::new(authorize::outbound(flow));
@@ -209,7 +210,11 @@ impl Leaving<'_> {
                 captured.socket.into_inner(),
                 self.account.meter_from_source(),
             );
-            Ok(deliver::splice(&permit, near, socket, meter).await)
+            let end = deliver::splice(&permit, near, socket, meter).await;
+            match announcement.refused.get() {
+                Some(outcome) => Err(Error::RefusedBeside(*outcome)),
+                None => Ok(end),
+            }
         };
         live.unless_ended(carried).await
     }

@@ -11,9 +11,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::mesh::{Identity, PodAddr, Service, Workload};
+use crate::telemetry::Outcome;
 
 /// What the dialling side knows and the accepting side needs.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Announcement {
     pub(crate) to: PodAddr,
     /// The service that led there.
     pub(crate) service: Option<Arc<Service>>,
+    /// Why the accepting side refused, for the record of the dialling side, which sees a reset.
+    pub(crate) refused: Arc<OnceLock<Outcome>>,
 }
 
 /// The two ends of a TCP connection as the accepting side sees them.
@@ -133,6 +136,7 @@ mod tests {
             workload: workload.into(),
             to: PodAddr::new(SocketAddr::from(([10, 0, 0, 2], port))),
             service: None,
+            refused: Arc::default(),
         }
     }
 

@@ -163,6 +163,10 @@ fn a_refused_dial_between_neighbours_resets_and_is_recorded() {
         .daemon(1)
         .record("at the destination", |r| r.is("direction", "inbound"));
     assert_eq!(reason(&record), "dial_failed", "{record:?}");
+    let record = lab
+        .daemon(1)
+        .record("at the source", |r| r.is("direction", "outbound"));
+    assert_eq!(reason(&record), "dial_failed", "{record:?}");
 }
 
 #[test]
@@ -217,11 +221,12 @@ fn a_denial_between_neighbours_resets_and_is_recorded() {
     eventually(Duration::from_secs(3), "it is reset", || {
         a.call(b.at(8080)) == Outcome::Reset
     });
-    let record = lab
-        .daemon(1)
-        .record("the denial", |r| reason(r) == "denied");
-    assert!(
-        record.has(&[("direction", "inbound"), ("policy", "mesh/nobody")]),
-        "{record:?}"
-    );
+    let denied = |direction| {
+        lab.daemon(1).record("the denial", |r| {
+            r.is("direction", direction) && reason(r) == "denied"
+        })
+    };
+    let record = denied("inbound");
+    assert!(record.has(&[("policy", "mesh/nobody")]), "{record:?}");
+    denied("outbound");
 }
