@@ -54,5 +54,5 @@ install_packages() {
 
 need_rust() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup, then try again"
-    need cc:gcc ld:binutils usr/include/stdlib.h:libc6-dev
+    need cc:gcc ld:binutils make:make usr/include/stdlib.h:libc6-dev
 }
