@@ -149,6 +149,8 @@ async fn dial(origin: &Origin, via: SocketAddr, limits: &Limits) -> Result<TcpSt
 /// Lets the kernel notice a peer that takes nothing, and a path that forgot us.
 pub(crate) fn watch(socket: SockRef<'_>, limits: &Limits) -> io::Result<()> {
     const PROBE: Duration = Duration::from_secs(30);
+    // What was written last, a GOAWAY for one, is to arrive.
+    socket.set_linger(None)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(limits.dead))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE))

@@ -1,6 +1,7 @@
 //! What happens between two moments: while a destination is dialled, while a daemon ends, while
 //! its neighbours misbehave.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -54,6 +55,30 @@ fn a_policy_that_changes_while_the_application_is_dialled_cuts_the_connection() 
     for (conn, caller) in waiting.iter().zip(&callers) {
         conn.patience(PATIENCE);
         assert_eq!(conn.ending(), Outcome::Reset, "{}", caller.name());
+    }
+}
+
+#[test]
+fn a_client_that_gives_up_at_any_moment_is_no_orderly_end_to_the_application() {
+    let (_lab, callers, b) = world();
+    let endings = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&endings);
+    let _server = b.listen(8080).serve(move |conn| {
+        let ending = conn.last_ending();
+        seen.lock().expect("no holder panics").push(ending);
+    });
+    for caller in &callers {
+        for round in 0..300 {
+            let conn = caller.dial(b.at(8080));
+            conn.send(b"half a question");
+            // From before the application is dialled until after it has accepted.
+            std::thread::sleep(Duration::from_micros(10 * round));
+            conn.reset();
+        }
+        let endings = std::mem::take(&mut *endings.lock().expect("no holder panics"));
+        let resets = endings.iter().filter(|e| **e == Outcome::Reset).count();
+        assert_eq!(resets, endings.len(), "{}: {endings:?}", caller.name());
+        assert!(resets > 100, "{}: {resets} arrived at all", caller.name());
     }
 }
 
