@@ -21,6 +21,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use rustls_pki_types::CertificateDer;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -118,6 +119,65 @@ impl Wire {
         self.0.session.borrow_mut().turn = TURN;
     }
 
+    /// Gives `take` what the peer has sent, in order, in pieces that may end anywhere.
+    ///
+    /// Ready with `Ok` when nothing more will come: the peer has ended its side, by close_notify
+    /// or by FIN. Pending when there is nothing now, or when this turn has read enough; the task
+    /// is woken to go on. `take` may write to this wire.
+    ///
+    /// # Errors
+    ///
+    /// The session failed; or what `take` said, after which some bytes are lost and the session
+    /// is good for nothing but writing and closing.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn poll_receive<E: From<Fault>>(
+        &self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(Bytes) -> Result<(), E>,
+    ) -> Poll<Result<(), E>> {
+        loop {
+            // Not borrowed while `take` runs.
+            let next = self.0.session.borrow_mut().poll_next(cx);
+            match ready!(next)? {
+                Some(piece) => take(piece)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// How many bytes may be written before what waits for the socket is too much. A writer that
+    /// has more than this calls [`starve`](Self::starve) and comes back when it is woken.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn room(&self) -> usize {
+        HIGH.saturating_sub(self.0.session.borrow().backlog)
+    }
+
+    /// Has [`poll_flush`](Self::poll_flush) wake its task as soon as there is room.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn starve(&self) {
+        self.0.starved.set(true);
+    }
+
+    /// Accepts bytes; they leave with [`poll_flush`](Self::poll_flush). Small writes share a
+    /// record. More than [`room`](Self::room) is taken, too, so that a frame need not be split;
+    /// a session that has failed drops it.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn write(&self, pieces: &[IoSlice<'_>]) {
+        let mut session = self.0.session.borrow_mut();
+        if session.fault.is_none()
+            && let Err(error) = session.seal(pieces)
+        {
+            session.fault = Some(Fault::Socket(error.kind()));
+        }
+    }
+
+    /// Writes all, tells the peer that nothing more comes, and ends this side of the socket.
+    /// Ready when that is done, or cannot be.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.session.borrow_mut().poll_close(cx)
+    }
+
     /// Writes what waits. Ready when all is written; otherwise the task is woken to go on.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut session = self.0.session.borrow_mut();
@@ -203,6 +263,40 @@ impl Session {
         }
     }
 
+    /// The next decrypted bytes; `None` when there will be none.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
+        loop {
+            if let Some(fault) = &self.fault {
+                return Poll::Ready(Err(fault.clone()));
+            }
+            let mut reader = self.tls.reader();
+            if let Ok(chunk) = reader.fill_buf()
+                && !chunk.is_empty()
+            {
+                let piece = Bytes::copy_from_slice(chunk);
+                reader.consume(piece.len());
+                return Poll::Ready(Ok(Some(piece)));
+            }
+            if self.eof {
+                return Poll::Ready(Ok(None));
+            }
+            // What fails here is kept as the fault.
+            if self.ahead.is_none() {
+                let _ = ready!(self.poll_receive(cx));
+            } else if self.decrypt().is_err() {
+                let _ = self.poll_drain(cx);
+            }
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        // Idempotent: rustls queues one close_notify.
+        self.tls.send_close_notify();
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+
     /// Moves decrypted bytes into `into`, as many as fit.
     fn take_plaintext(&mut self, into: &mut ReadBuf<'_>) -> io::Result<()> {
         let mut reader = self.tls.reader();
@@ -240,7 +334,7 @@ impl Session {
         if ahead.start == ahead.end {
             self.ahead = None;
         }
-        read?;
+        read.map_err(|error| self.fail_io(error))?;
         match self.tls.process_new_packets() {
             Ok(state) if state.peer_has_closed() => {
                 self.eof = true;
@@ -256,6 +350,11 @@ impl Session {
     fn fail(&mut self, error: rustls::Error) -> io::Error {
         self.fault.get_or_insert(Fault::Tls(error.clone()));
         io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    fn fail_io(&mut self, error: io::Error) -> io::Error {
+        self.fault.get_or_insert(Fault::Socket(error.kind()));
+        error
     }
 
     /// One `recv`.
@@ -414,11 +513,6 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut session = self.0.session.borrow_mut();
-        ready!(session.poll_drain(cx))?;
-        // Idempotent: rustls queues one close_notify.
-        session.tls.send_close_notify();
-        ready!(session.poll_drain(cx))?;
-        Pin::new(&mut session.tcp).poll_shutdown(cx)
+        self.0.session.borrow_mut().poll_close(cx)
     }
 }
