@@ -131,6 +131,7 @@ impl<S: Duplex> Relay<'_, S> {
                             .map_err(Failure::app)?
                             .is_pending()
                         {
+                            self.stream.settle();
                             return Ok(());
                         }
                     }

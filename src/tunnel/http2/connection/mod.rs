@@ -8,8 +8,6 @@ mod heads;
 mod input;
 mod receive;
 mod streams;
-#[cfg(test)]
-mod tests;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -258,13 +256,13 @@ impl Connection {
         }
     }
 
-    /// Whether a stream waits for room on the connection or the wire.
-    pub(crate) fn is_starved(&self) -> bool {
-        !self.starved.is_empty()
-    }
-
     fn wake(&mut self, slot: Slot) {
         self.woken.extend(self.table.entry(slot).waker.take());
+    }
+
+    /// Whether the peer's SETTINGS have come.
+    pub(crate) fn is_greeted(&self) -> bool {
+        self.peer.greeted
     }
 
     /// How many streams somebody holds.

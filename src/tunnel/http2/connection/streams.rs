@@ -65,11 +65,6 @@ impl Connection {
         None
     }
 
-    /// Whether a request waits to be looked at.
-    pub(crate) fn has_arrivals(&self) -> bool {
-        !self.arrivals.is_empty()
-    }
-
     /// Answers a request; whether it could still be answered.
     pub(crate) fn answer(&mut self, slot: Slot, status: u16, end: bool) -> bool {
         let entry = self.table.entry(slot);
@@ -120,11 +115,6 @@ impl Connection {
         entry.is(is::GOT_END)
     }
 
-    /// Whether END_STREAM has come, taken over or not.
-    pub(crate) fn has_ended(&self, slot: Slot) -> bool {
-        self.table.peek(slot).is(is::GOT_END)
-    }
-
     /// Wakes `waker` at the next news of the stream.
     pub(crate) fn watch(&mut self, slot: Slot, waker: &Waker) {
         let held = &mut self.table.entry(slot).waker;
@@ -142,17 +132,20 @@ impl Connection {
 
     /// Sets up to `want` bytes of the connection's window aside for the stream.
     pub(crate) fn room(&mut self, slot: Slot, want: u32) -> Room {
-        self.rest(slot);
-        let all = self.send.room();
         let entry = self.table.entry(slot);
         if !entry.is(is::OPEN) || entry.is(is::SENT_END) {
             return Room::Ended;
         }
         let own = entry.send.room().min(want);
+        let all = self.send.room() + entry.reserved;
         let room = own.min(all);
+        let over = std::mem::replace(&mut entry.reserved, room);
+        if room >= over {
+            self.send.take(room - over).expect("within the room");
+        } else {
+            self.give_back(over - room);
+        }
         if room > 0 {
-            entry.reserved = room;
-            self.send.take(room).expect("within the room");
             return Room::Bytes(room);
         }
         if own > 0 {
@@ -188,15 +181,19 @@ impl Connection {
         let Ok(count) = u32::try_from(payload.len()) else {
             return false;
         };
-        self.rest(slot);
         let entry = self.table.entry(slot);
         let open = entry.is(is::OPEN) && !entry.is(is::SENT_END);
-        if !open || count > entry.send.room().min(self.send.room()) && count > 0 {
+        let all = self.send.room() + entry.reserved;
+        if !open || count > entry.send.room().min(all) {
             return false;
         }
         entry.send.take(count).expect("within its room");
         let id = entry.id;
-        self.send.take(count).expect("within the room");
+        let reserved = std::mem::take(&mut entry.reserved);
+        match reserved.checked_sub(count) {
+            Some(over) => self.give_back(over),
+            None => self.send.take(count - reserved).expect("within the room"),
+        }
         self.flush(sink);
         let most = self.peer.frame.min(self.config.frame) as usize;
         let mut rest = payload;
