@@ -8,6 +8,8 @@ mod heads;
 mod input;
 mod receive;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
