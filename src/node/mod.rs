@@ -13,6 +13,7 @@
 
 mod account;
 mod admin;
+mod busy_poll;
 pub mod config;
 mod control;
 mod enrol;

@@ -22,6 +22,7 @@ use crate::authorize::{Evaluator, Permit, Verdict};
 use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Port, WorkerListeners};
 use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
 use crate::node::account::Account;
+use crate::node::busy_poll::BusyPoll;
 use crate::node::config;
 use crate::node::error::{Chain, Error};
 use crate::node::handshakes::Handshakes;
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<Certificates>,
     /// Connections between pods of this node that are under way.
     pub(crate) announcements: SameNode,
+    /// How long a worker looks for more before it sleeps.
+    pub(crate) busy_poll: BusyPoll,
     /// All counters.
     pub(crate) metrics: Arc<Metrics>,
     /// Deadlines and bounds of tunnels.
