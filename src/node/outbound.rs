@@ -204,16 +204,21 @@ impl Leaving<'_> {
             let announcements = &self.worker.shared.announcements;
             let announce = |local| announcements.announce(local, via.get(), announcement.clone());
             let (netns, from) = (&self.pod.netns, captured.source.ip());
-            let (socket, _announced) =
-                deliver::dial_announced(&permit, netns, from, via.get(), announce).await?;
-            let (near, meter) = (
-                captured.socket.into_inner(),
-                self.account.meter_from_source(),
-            );
-            let end = deliver::splice(&permit, near, socket, meter).await;
+            let dialled = deliver::dial_announced(&permit, netns, from, via.get(), announce).await;
+            let ended = match dialled {
+                Ok((socket, _announced)) => {
+                    let (near, meter) = (
+                        captured.socket.into_inner(),
+                        self.account.meter_from_source(),
+                    );
+                    Ok(deliver::splice(&permit, near, socket, meter).await)
+                }
+                Err(error) => Err(error.into()),
+            };
+            // The other side may have refused before this one knew that it was connected.
             match announcement.refused.get() {
                 Some(outcome) => Err(Error::RefusedBeside(*outcome)),
-                None => Ok(end),
+                None => ended,
             }
         };
         live.unless_ended(carried).await
