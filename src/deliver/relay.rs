@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::authorize::Permit;
 use crate::deliver::app::App;
 use crate::deliver::{End, Fault, Meter, Side};
 use crate::pipe::{CHUNK, Duplex, Stopped};
+use crate::sys::socket::AppSocket;
 
 /// Bytes that one poll moves in one direction, at most, before other connections have their turn.
 const TURN: usize = 4 * CHUNK;
@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Dropped earlier, it resets both.
 pub fn relay<'a, S: Duplex + Unpin + 'a>(
     _permit: &Permit,
-    app: TcpStream,
+    app: AppSocket,
     stream: S,
     meter: &'a Meter,
 ) -> impl Future<Output = End> + use<'a, S> {
@@ -87,8 +87,7 @@ impl<S: Duplex + Unpin> Future for Relay<'_, S> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
-        let moved = this.poll_down(cx).and_then(|()| this.poll_up(cx));
-        match moved {
+        match this.poll_both(cx) {
             Err(Failure(side, fault)) => {
                 this.by.get_or_insert(side);
                 this.stream.reset();
@@ -111,6 +110,17 @@ impl<S: Duplex> Relay<'_, S> {
             by: self.by.unwrap_or(Side::Near),
             fault,
         }
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        self.poll_down(cx)?;
+        self.app.begun(self.meter.received.get() > 0);
+        self.poll_up(cx)?;
+        if self.up == Up::Ended && self.down == Down::Ended {
+            return Ok(());
+        }
+        // Last, because what was read told of most ends already, and this asks the kernel.
+        self.app.poll_failed(cx).map_err(Failure::app)
     }
 
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
@@ -138,16 +148,17 @@ impl<S: Duplex> Relay<'_, S> {
                 }
                 if moved >= TURN {
                     cx.waker().wake_by_ref();
-                    return self.app.poll_failed(cx).map_err(Failure::app);
+                    return Ok(());
                 }
             }
             if self.down == Down::Open && self.stream.ended() {
-                self.app.end().map_err(Failure::app)?;
+                let last = self.up == Up::Ended;
+                self.app.end(last).map_err(Failure::app)?;
                 self.down = Down::Ended;
                 self.by.get_or_insert(Side::Far);
             }
             if !news && moved == before {
-                return self.app.poll_failed(cx).map_err(Failure::app);
+                return Ok(());
             }
         }
     }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
+use socket2::SockRef;
 
 use crate::capture::{Captured, Port};
 use crate::deliver;
@@ -20,10 +20,10 @@ use crate::mesh::{
 use crate::node::account::Account;
 use crate::node::error::Error;
 use crate::node::pod::Pod;
-use crate::node::reset::ResetOnDrop;
 use crate::node::same_node::Announcement;
 use crate::node::worker::{Stage, Worker};
 use crate::node::world::World;
+use crate::sys::socket::AppSocket;
 use crate::task;
 use crate::tunnel::{self, Request, Status};
 
@@ -108,7 +108,7 @@ impl Drop for Counted {
 async fn handshake(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    socket: TcpStream,
+    socket: AppSocket,
 ) -> Result<tunnel::Incoming, Error> {
     let identity = {
         let world = worker.world();
@@ -121,7 +121,12 @@ async fn handshake(
     };
     let certificate = worker.certificate(&identity).await?;
     let config = worker.server_config(&certificate);
-    Ok(tunnel::accept(socket, config, &worker.shared.limits).await?)
+    let limits = &worker.shared.limits;
+    let socket = socket.into_tcp();
+    limits
+        .congestion
+        .settle(&pod.netns, &SockRef::from(&socket));
+    Ok(tunnel::accept(socket, config, limits).await?)
 }
 
 /// One stream of a tunnel: one connection of an application.
@@ -158,14 +163,14 @@ async fn arrive(
             gone = request.abandoned() => return Err(gone.into()),
         };
         let app = match dialled {
-            Ok(app) => ResetOnDrop::new(app),
+            Ok(app) => app,
             Err(error) => {
                 request.refuse(Status::DialFailed);
                 return Err(error.into());
             }
         };
         let stream = request.accept()?;
-        let (app, meter) = (app.into_inner(), account.meter_from_destination());
+        let meter = account.meter_from_destination();
         Ok(deliver::relay(&permit, app, stream, meter).await)
     };
     live.unless_ended(carried).await
@@ -256,7 +261,7 @@ async fn same_node(
         source,
         original_dst: via,
     } = captured;
-    let mut near = Some(ResetOnDrop::new(socket));
+    let mut near = Some(socket);
     let account = Account::open(&worker, Direction::Inbound, source);
     account.via(TunnelAddr::new(via.get()));
     let refused = announcement.refused.clone();
@@ -273,7 +278,7 @@ async fn same_node(
 async fn arrive_same_node(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    near: &mut Option<ResetOnDrop>,
+    near: &mut Option<AppSocket>,
     source: SocketAddr,
     announcement: Announcement,
     account: &Account,
@@ -311,7 +316,7 @@ async fn arrive_same_node(
         let near = near
             .take()
             .expect("put there by the caller, taken here alone");
-        let (near, meter) = (near.into_inner(), account.meter_from_source());
+        let meter = account.meter_from_source();
         Ok(deliver::splice(&permit, near, app, meter).await)
     };
     live.unless_ended(carried).await

@@ -27,7 +27,6 @@ mod outbound;
 mod plaintext;
 mod pod;
 mod pods;
-mod reset;
 mod same_node;
 mod start;
 mod worker;

@@ -27,10 +27,10 @@ use crate::node::account::Account;
 use crate::node::config::SameNode;
 use crate::node::error::Error;
 use crate::node::pod::Pod;
-use crate::node::reset::ResetOnDrop;
 use crate::node::same_node::Announcement;
 use crate::node::worker::Worker;
 use crate::node::world::LocalPod;
+use crate::sys::socket::AppSocket;
 use crate::tunnel::{ConnectHead, Origin};
 
 /// Carries one captured connection to wherever it was going, and accounts for it.
@@ -51,10 +51,7 @@ async fn route(
         source,
         original_dst: to,
     } = captured;
-    let captured = Taken {
-        socket: ResetOnDrop::new(socket),
-        source,
-    };
+    let captured = Taken { socket, source };
     account.dialled(to.get());
     // The world is let go before anything is waited for: a connection that lives for days must not
     // keep the index of its first moment.
@@ -105,7 +102,7 @@ async fn route(
 
 /// The captured connection: reset, should it not come to a relay.
 struct Taken {
-    socket: ResetOnDrop,
+    socket: AppSocket,
     source: SocketAddr,
 }
 
@@ -170,10 +167,7 @@ impl Leaving<'_> {
             self.account.via(via);
             let pool = &self.worker.pool;
             let stream = pool.open(&permit, &origin, to, via, &head).await?;
-            let (app, meter) = (
-                captured.socket.into_inner(),
-                self.account.meter_from_source(),
-            );
+            let (app, meter) = (captured.socket, self.account.meter_from_source());
             Ok(deliver::relay(&permit, app, stream, meter).await)
         };
         live.unless_ended(carried).await
@@ -207,10 +201,7 @@ impl Leaving<'_> {
             let dialled = deliver::dial_announced(&permit, netns, from, via.get(), announce).await;
             let ended = match dialled {
                 Ok((socket, _announced)) => {
-                    let (near, meter) = (
-                        captured.socket.into_inner(),
-                        self.account.meter_from_source(),
-                    );
+                    let (near, meter) = (captured.socket, self.account.meter_from_source());
                     Ok(deliver::splice(&permit, near, socket, meter).await)
                 }
                 Err(error) => Err(error.into()),
@@ -267,10 +258,7 @@ impl Leaving<'_> {
         let carried = async {
             let from = captured.source.ip();
             let socket = deliver::dial(&permit, &self.pod.netns, Some(from)).await?;
-            let (near, meter) = (
-                captured.socket.into_inner(),
-                self.account.meter_from_source(),
-            );
+            let (near, meter) = (captured.socket, self.account.meter_from_source());
             Ok(deliver::splice(&permit, near, socket, meter).await)
         };
         live.unless_ended(carried).await

@@ -11,7 +11,6 @@ use crate::mesh::{Direction, Flow, Local, Path, Peer, canonical_ip};
 use crate::node::account::Account;
 use crate::node::error::Error;
 use crate::node::pod::Pod;
-use crate::node::reset::ResetOnDrop;
 use crate::node::worker::Worker;
 
 /// Carries one plain connection to the pod's application, if policy lets it.
@@ -32,7 +31,6 @@ async fn arrive(
         source,
         original_dst: to,
     } = captured;
-    let guard = ResetOnDrop::new(socket);
     account.dialled(to.get());
     let permit = {
         let world = worker.world();
@@ -60,7 +58,7 @@ async fn arrive(
     let live = account.permitted(worker, pod, &permit);
     let carried = async {
         let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
-        let (near, meter) = (guard.into_inner(), account.meter_from_source());
+        let (near, meter) = (socket, account.meter_from_source());
         Ok(deliver::splice(&permit, near, app, meter).await)
     };
     live.unless_ended(carried).await

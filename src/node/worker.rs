@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::api;
@@ -32,6 +31,7 @@ use crate::node::same_node::SameNode;
 use crate::node::world::World;
 use crate::node::{inbound, listing, outbound, plaintext};
 use crate::pki::{Certificate, Certificates};
+use crate::sys::socket::Acceptor;
 use crate::task;
 use crate::telemetry::metrics::{Failure, Metrics, Recorder};
 use crate::tunnel::{self, Pool};
@@ -309,7 +309,7 @@ impl Worker {
         let mut tasks = Vec::new();
         for (listeners, port) in ports {
             for listener in listeners {
-                match TcpListener::from_std(listener) {
+                match listener.accepting() {
                     Ok(listener) => {
                         let accepting = accept(self.clone(), pod.clone(), listener, port);
                         tasks.push(task::spawn_local("accept", accepting));
@@ -405,7 +405,7 @@ impl Worker {
 }
 
 /// Accepts on one listener until it is dropped.
-async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, port: Port) {
+async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: Acceptor, port: Port) {
     loop {
         match capture::accept(&listener, port).await {
             Ok(Accepted::Refused(refused)) => {

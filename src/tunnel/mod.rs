@@ -38,6 +38,8 @@ pub use stream::Stream;
 
 use std::time::Duration;
 
+use crate::sys::socket::Congestion;
+
 /// Deadlines and bounds of tunnels. The defaults are for a cluster's network.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -58,6 +60,8 @@ pub struct Limits {
     pub incoming_streams: u32,
     /// Bytes of one request's headers, decoded (RFC 9113 §6.5.2).
     pub header_list: u32,
+    /// The congestion control of tunnels, once their path is known.
+    pub congestion: Congestion,
 }
 
 impl Default for Limits {
@@ -71,6 +75,7 @@ impl Default for Limits {
             streams: 1000,
             incoming_streams: 1000,
             header_list: 16 * 1024,
+            congestion: Congestion::Auto,
         }
     }
 }
