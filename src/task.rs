@@ -76,11 +76,14 @@ pub async fn blocking<T: Send + 'static>(
     done.ok()
 }
 
-async fn watched(name: &'static str, work: impl Future<Output = ()>) {
+/// Combinators and not an `async fn`, which would have room for `work` twice.
+fn watched(name: &'static str, work: impl Future<Output = ()>) -> impl Future<Output = ()> {
     // The state a panicking task leaves behind is its own; what it shares is cells and maps whose
     // operations do not unwind half-way.
     let work = std::panic::AssertUnwindSafe(work);
-    if work.catch_unwind().await.is_err() {
-        tracing::error!(task = name, "task panicked");
-    }
+    work.catch_unwind().map(move |done| {
+        if done.is_err() {
+            tracing::error!(task = name, "task panicked");
+        }
+    })
 }

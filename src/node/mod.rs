@@ -13,6 +13,7 @@
 
 mod account;
 mod admin;
+mod carry;
 pub mod config;
 mod control;
 mod enrol;
