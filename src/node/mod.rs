@@ -14,6 +14,7 @@
 mod account;
 mod admin;
 mod busy_poll;
+mod carry;
 pub mod config;
 mod control;
 mod enrol;

@@ -317,6 +317,7 @@ struct AbortOnPanic;
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
+            log::flush();
             eprintln!("adit: a worker panicked outside of a connection; ending");
             std::process::abort();
         }
