@@ -21,9 +21,9 @@ use crate::authorize::compile::{Asked, Policy, Set};
 use crate::mesh::Identity;
 
 /// How many answers are kept.
-const SLOTS: usize = 512;
-/// In how many slots an answer may stand.
-const WAYS: usize = 4;
+const SLOTS: usize = 1024;
+/// In how many slots an answer may stand, from the one that its hash says.
+const WAYS: usize = 16;
 
 /// Answers by kind of flow.
 #[derive(Debug)]
@@ -84,24 +84,24 @@ impl<A: Clone> Memo<A> {
         let mut hasher = DefaultHasher::new();
         kind.hash(&mut hasher);
         let hash = hasher.finish();
-        let set = usize::try_from(hash % (SLOTS / WAYS) as u64).unwrap_or(0) * WAYS;
-        let slots = &self.slots[set..set + WAYS];
-        let mut free = None;
-        for slot in slots {
-            match &*slot.load() {
+        let slot = |way| &self.slots[(index(hash) + way) % SLOTS];
+        let mut place = slot(index(hash >> 32) % WAYS);
+        for way in 0..WAYS {
+            match &*slot(way).load() {
                 Some(kept) if kept.hash == hash && kept.kind == kind => return kept.answer.clone(),
                 Some(_) => {}
-                None => free = free.or(Some(slot)),
+                None => {
+                    place = slot(way);
+                    break;
+                }
             }
         }
         let answer = work_out();
-        let kept = Kept {
+        place.store(Some(Arc::new(Kept {
             hash,
             kind,
             answer: answer.clone(),
-        };
-        let old = &slots[usize::try_from(hash >> 32).unwrap_or(0) % WAYS];
-        free.unwrap_or(old).store(Some(Arc::new(kept)));
+        })));
         answer
     }
 
@@ -113,6 +113,15 @@ impl<A: Clone> Memo<A> {
             port: self.ports.stretch(asked.destination.port().into()),
         }
     }
+}
+
+/// Bits of a hash as an index. Where an index is shorter than a hash, the low bits are as good.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "bits of a hash, not a number"
+)]
+fn index(bits: u64) -> usize {
+    bits as usize
 }
 
 /// A canonical address as a number, IPv4 as its IPv4-mapped IPv6 address.
