@@ -37,6 +37,10 @@ pub(crate) enum Joined {
 }
 
 /// Carries a connection to its end, and accounts for it.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is where a task has it, and is over only at the task's end"
+)]
 pub(crate) enum Carrying {
     /// It goes on.
     On(Entered, Joined),

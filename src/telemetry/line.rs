@@ -290,7 +290,9 @@ fn digits(line: &mut Vec<u8>, value: u32, width: u32) {
 
 /// Year, month and day of a day since 1970-01-01.
 fn date(mut day: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let mut year = 1970;
     // Once a second a few dozen rounds: not worth a formula.
     while day >= 365 + u64::from(leap(year)) {
