@@ -433,3 +433,6 @@ impl AsyncWrite for Socket {
         self.0.session.borrow_mut().poll_close(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;
