@@ -215,7 +215,7 @@ impl Pair {
         Ok(())
     }
 
-    fn to_ours(&mut self, plaintext: &[u8], segment: usize) {
+    fn send_ours(&mut self, plaintext: &[u8], segment: usize) {
         self.theirs.writer().write_all(plaintext).unwrap();
         let bytes = take(&mut self.theirs);
         self.got.clear();
@@ -223,7 +223,7 @@ impl Pair {
         assert!(self.got == plaintext, "{} bytes to us", plaintext.len());
     }
 
-    fn to_theirs(&mut self, pieces: &[&[u8]], segment: usize) {
+    fn send_theirs(&mut self, pieces: &[&[u8]], segment: usize) {
         let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         self.ours.write(&slices).unwrap();
         let bytes = sealed(&mut self.ours);
@@ -251,10 +251,10 @@ fn plaintext_arrives_on_both_sides() {
         for length in [1, 9, 1023, 16_383, 16_384, 16_385, 65_536, 300_000] {
             let noise = noise(length);
             for segment in [usize::MAX, 16_406, 1460] {
-                pair.to_ours(&noise, segment);
-                pair.to_theirs(&[&noise], segment);
+                pair.send_ours(&noise, segment);
+                pair.send_theirs(&[&noise], segment);
                 let (head, body) = noise.split_at(length.min(9));
-                pair.to_theirs(&[head, b"", body], segment);
+                pair.send_theirs(&[head, b"", body], segment);
             }
         }
     });
@@ -272,8 +272,8 @@ fn handshakes_may_come_in_any_pieces() {
             }
             .pair();
             assert_eq!(pair.got, b"early");
-            pair.to_ours(&noise(5000), segment);
-            pair.to_theirs(&[&noise(5000)], segment);
+            pair.send_ours(&noise(5000), segment);
+            pair.send_theirs(&[&noise(5000)], segment);
         }
     });
 }
@@ -329,9 +329,9 @@ fn keys_change_when_the_peer_wants() {
         let mut pair = setting.pair();
         for _ in 0..3 {
             pair.theirs.refresh_traffic_keys().unwrap();
-            pair.to_ours(&noise(40_000), 1000);
+            pair.send_ours(&noise(40_000), 1000);
             // The answer comes before what we write next.
-            pair.to_theirs(&[&noise(40_000)], 1000);
+            pair.send_theirs(&[&noise(40_000)], 1000);
         }
         // Many requests before we write are answered once.
         for _ in 0..5 {
@@ -340,8 +340,8 @@ fn keys_change_when_the_peer_wants() {
         let requests = take(&mut pair.theirs);
         pair.receive(&requests, usize::MAX).unwrap();
         assert_eq!(pair.ours.waiting(), HEAD + 5 + TAIL);
-        pair.to_theirs(&[&noise(10)], usize::MAX);
-        pair.to_ours(&noise(10), usize::MAX);
+        pair.send_theirs(&[&noise(10)], usize::MAX);
+        pair.send_ours(&noise(10), usize::MAX);
     });
 }
 
@@ -351,8 +351,8 @@ fn keys_are_renewed_before_they_are_worn() {
         let mut pair = setting.pair();
         pair.ours.out.limit = 4;
         for length in [100_000, 5, 16_384, 1, 200_000] {
-            pair.to_theirs(&[&noise(length)], usize::MAX);
-            pair.to_ours(&noise(length), usize::MAX);
+            pair.send_theirs(&[&noise(length)], usize::MAX);
+            pair.send_ours(&noise(length), usize::MAX);
         }
     });
 }
@@ -361,7 +361,7 @@ fn keys_are_renewed_before_they_are_worn() {
 fn closing_is_said_once_and_heard() {
     everywhere(|setting| {
         let mut pair = setting.pair();
-        pair.to_theirs(&[b"last"], usize::MAX);
+        pair.send_theirs(&[b"last"], usize::MAX);
         pair.ours.close();
         pair.ours.close();
         pair.ours.write(&[IoSlice::new(b"too late")]).unwrap();
@@ -539,7 +539,7 @@ fn what_breaks_the_protocol_ends_the_session() {
 #[test]
 fn keys_are_not_changed_forever() {
     let mut pair = Setting::plain(SUITES[0], Side::Client).pair();
-    pair.to_ours(b"fruit", usize::MAX);
+    pair.send_ours(b"fruit", usize::MAX);
     for update in 0..=FRUITLESS {
         pair.theirs.refresh_traffic_keys().unwrap();
         let bytes = take(&mut pair.theirs);
@@ -705,9 +705,9 @@ proptest! {
                 Act::Ours(lengths) => {
                     let pieces: Vec<_> = lengths.into_iter().map(noise).collect();
                     let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &**piece).collect();
-                    pair.to_theirs(&pieces, segment);
+                    pair.send_theirs(&pieces, segment);
                 }
-                Act::Theirs(length) => pair.to_ours(&noise(length), segment),
+                Act::Theirs(length) => pair.send_ours(&noise(length), segment),
                 Act::Renew => pair.theirs.refresh_traffic_keys().unwrap(),
             }
         }
