@@ -20,7 +20,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::mesh::TunnelAddr;
-use crate::sys::socket::connector;
+use crate::sys::socket::tunnel_connector;
 use crate::tunnel::connect::ConnectHead;
 use crate::tunnel::error::Error;
 use crate::tunnel::http2::Role;
@@ -99,7 +99,7 @@ pub(crate) async fn connect(
 
 async fn dial(origin: &Origin, via: SocketAddr, limits: &Limits) -> Result<TcpStream, Error> {
     let made = || -> io::Result<TcpSocket> {
-        let socket = connector(&origin.netns, via.ip())?;
+        let socket = tunnel_connector(&origin.netns, via.ip())?;
         watch(SockRef::from(&socket), limits)?;
         if origin.address.is_ipv4() == via.is_ipv4() {
             socket.bind(&SocketAddr::new(origin.address, 0).into())?;
@@ -108,10 +108,14 @@ async fn dial(origin: &Origin, via: SocketAddr, limits: &Limits) -> Result<TcpSt
     };
     let socket = made().map_err(|error| Error::Socket(Arc::new(error)))?;
     let connected = socket.connect(via).await;
-    connected.map_err(|error| match error.kind() {
+    let tcp = connected.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => Error::Timeout(limits.handshake),
         _ => Error::Connect(Arc::new(error)),
-    })
+    })?;
+    limits
+        .congestion
+        .settle(&origin.netns, &SockRef::from(&tcp));
+    Ok(tcp)
 }
 
 /// Lets the kernel notice a peer that takes nothing, and a path that forgot us.
@@ -129,8 +133,9 @@ async fn handshake(
     config: Arc<ClientConfig>,
     limits: &Limits,
 ) -> Result<(Rc<Tunnel>, Driver), Error> {
-    let tls = rustls::ClientConnection::new(config, tls::server_name()).map_err(Error::Tls)?;
-    let (_, wire) = wire::handshake(tcp, tls.into())
+    let tls = rustls::client::UnbufferedClientConnection::new(config, tls::server_name())
+        .map_err(Error::Tls)?;
+    let wire = wire::handshake(tcp, tls.into())
         .await
         .map_err(Error::of_handshake)?;
     if !wire.speaks_h2() {

@@ -155,9 +155,7 @@ impl ConnectHead {
     /// Reads a request. Never fails: what is wrong with the authority is told by
     /// [`authority`](Self::authority), and what is wrong with a description drops it.
     pub(crate) fn read(fields: &Fields) -> Self {
-        let (source, host) = fields
-            .first(FORWARDED)
-            .map_or((None, None), read_forwarded);
+        let (source, host) = fields.first(FORWARDED).map_or((None, None), read_forwarded);
         let traceparent = fields.first(TRACEPARENT);
         let traceparent = traceparent.filter(|value| is_traceparent(value));
         Self {

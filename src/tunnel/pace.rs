@@ -14,13 +14,13 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 use crate::pipe::FRAME;
+use crate::tunnel::Limits;
 use crate::tunnel::error::Error;
 use crate::tunnel::http2::{Config, Connection, Failure, Reason, Role};
 use crate::tunnel::io::{Fault, Wire};
 use crate::tunnel::link::Link;
 use crate::tunnel::liveness::{Beat, Liveness};
 use crate::tunnel::window::{self, Window};
-use crate::tunnel::Limits;
 
 /// Drives a connection.
 pub(crate) struct Pace {

@@ -61,8 +61,8 @@ async fn handshake(
     limits: &Limits,
 ) -> Result<Incoming, Error> {
     watch(SockRef::from(&tcp), limits).map_err(|error| Error::Socket(Arc::new(error)))?;
-    let tls = rustls::ServerConnection::new(config).map_err(Error::Tls)?;
-    let (_, wire) = wire::handshake(tcp, tls.into())
+    let tls = rustls::server::UnbufferedServerConnection::new(config).map_err(Error::Tls)?;
+    let wire = wire::handshake(tcp, tls.into())
         .await
         .map_err(Error::of_handshake)?;
     let peer = tls::peer_identity(&wire.peer_certificates()).map_err(Error::Peer)?;
@@ -144,9 +144,7 @@ impl Incoming {
             _ if self.pace.link.http.borrow().is_greeted() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
             Poll::Ready(End::Broken(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(End::Closed) => {
-                Poll::Ready(Err(Error::Lost(io::ErrorKind::UnexpectedEof)))
-            }
+            Poll::Ready(End::Closed) => Poll::Ready(Err(Error::Lost(io::ErrorKind::UnexpectedEof))),
         }
     }
 
@@ -182,7 +180,9 @@ impl Request {
         if place.answer(200, false) {
             return Ok(Stream::open(place));
         }
-        Err(place.fate().map_or(Error::Closed, |fate| place.explain(fate)))
+        Err(place
+            .fate()
+            .map_or(Error::Closed, |fate| place.explain(fate)))
     }
 
     /// Answers with a status and ends the stream: nothing will be carried.

@@ -214,10 +214,14 @@ mod tests {
 
     #[test]
     fn names_and_values_are_clean() {
-        let with = |line: &str, expect| check(&format!(":method=CONNECT|:authority=x|{line}"), expect);
+        let with =
+            |line: &str, expect| check(&format!(":method=CONNECT|:authority=x|{line}"), expect);
         with("te=trailers", Ok(()));
         with("te=gzip", Err("a field of another version of HTTP"));
-        with("connection=close", Err("a field of another version of HTTP"));
+        with(
+            "connection=close",
+            Err("a field of another version of HTTP"),
+        );
         for name in ["Upper", "with space", "ä", "", "a\0", "a:b"] {
             with(&format!("{name}=x"), Err("a field's name is none"));
         }

@@ -165,9 +165,7 @@ pub(crate) fn wrong_size() -> Failure {
 }
 
 /// The settings in a frame (RFC 9113 §6.5.1).
-pub(crate) fn read_settings(
-    payload: &[u8],
-) -> Result<impl Iterator<Item = (u16, u32)>, Failure> {
+pub(crate) fn read_settings(payload: &[u8]) -> Result<impl Iterator<Item = (u16, u32)>, Failure> {
     let (settings, rest) = payload.as_chunks::<6>();
     if !rest.is_empty() {
         return Err(wrong_size());

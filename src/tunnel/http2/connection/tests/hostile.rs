@@ -178,7 +178,10 @@ fn settings_have_their_values() {
 #[test]
 fn windows_hold() {
     let open = request(1, 0, &[]);
-    server(&[window_update(0, (1 << 31) - 1)], "GOAWAY 0 FLOW_CONTROL_ERROR");
+    server(
+        &[window_update(0, (1 << 31) - 1)],
+        "GOAWAY 0 FLOW_CONTROL_ERROR",
+    );
     server(
         &[open.clone(), window_update(1, (1 << 31) - 1)],
         "HEADERS 1, RST 1 FLOW_CONTROL_ERROR",
@@ -222,7 +225,12 @@ fn streams_end_once() {
     server(&[open.clone(), request(1, END, &[("a", "b")])], closed);
     server(&[request(1, 0, &[]), reset(1), reset(1)], "HEADERS 1");
     server(
-        &[request(1, 0, &[]), reset(1), data(1, 0, b"x"), data(1, 0, b"x")],
+        &[
+            request(1, 0, &[]),
+            reset(1),
+            data(1, 0, b"x"),
+            data(1, 0, b"x"),
+        ],
         closed,
     );
     server(
@@ -235,7 +243,10 @@ fn streams_end_once() {
     server(&[request(1, 0, &[]), request(1, 0, &[("a", "b")])], wrong);
     let pseudo = request(1, END, &[(":status", "200")]);
     server(&[request(1, 0, &[]), pseudo], wrong);
-    client(&[response(1, END, 200), data(1, 0, b"x")], "RST 1 STREAM_CLOSED");
+    client(
+        &[response(1, END, 200), data(1, 0, b"x")],
+        "RST 1 STREAM_CLOSED",
+    );
 }
 
 #[test]
@@ -268,7 +279,9 @@ fn messages_are_well_formed() {
 fn only_so_many_streams_are_open() {
     let mut sent: Vec<_> = (0..11).map(|at| request(2 * at + 1, 0, &[])).collect();
     sent.push(data(21, END, b"late"));
-    let mut expect: Vec<_> = (0..10).map(|at| format!("HEADERS {}", 2 * at + 1)).collect();
+    let mut expect: Vec<_> = (0..10)
+        .map(|at| format!("HEADERS {}", 2 * at + 1))
+        .collect();
     expect.push("RST 21 REFUSED_STREAM".to_owned());
     server(&sent, &expect.join(", "));
 }

@@ -48,7 +48,11 @@ fn frames(bytes: &[u8]) -> Vec<String> {
         let (payload, tail) = tail.split_at(head.length as usize);
         rest = tail;
         let number = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
-        let end = if head.has(flag::END_STREAM) { " end" } else { "" };
+        let end = if head.has(flag::END_STREAM) {
+            " end"
+        } else {
+            ""
+        };
         let stream = head.stream;
         all.push(match head.kind {
             kind::DATA => format!("DATA {stream} {}{end}", head.length),

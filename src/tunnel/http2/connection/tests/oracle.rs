@@ -64,14 +64,14 @@ impl Ours {
             }
         }
         self.connection.borrow_mut().lose();
-        self.connection.borrow_mut().take_woken().into_iter().for_each(std::task::Waker::wake);
+        self.connection
+            .borrow_mut()
+            .take_woken()
+            .into_iter()
+            .for_each(std::task::Waker::wake);
     }
 
-    async fn look<T>(
-        &self,
-        slot: Slot,
-        mut look: impl FnMut(&mut Connection) -> Option<T>,
-    ) -> T {
+    async fn look<T>(&self, slot: Slot, mut look: impl FnMut(&mut Connection) -> Option<T>) -> T {
         std::future::poll_fn(|cx| {
             let mut connection = self.connection.borrow_mut();
             match look(&mut connection) {
@@ -207,7 +207,9 @@ fn plans() -> impl Strategy<Value = Plan> {
 }
 
 fn content(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 5 + seed * 17 + at / 256) as u8).collect()
+    (0..len)
+        .map(|at| (at * 5 + seed * 17 + at / 256) as u8)
+        .collect()
 }
 
 fn run(work: impl Future<Output = ()>) {
@@ -217,7 +219,9 @@ fn run(work: impl Future<Output = ()>) {
         .unwrap();
     let local = tokio::task::LocalSet::new();
     let limit = std::time::Duration::from_secs(60);
-    local.block_on(&runtime, async { tokio::time::timeout(limit, work).await.unwrap() });
+    local.block_on(&runtime, async {
+        tokio::time::timeout(limit, work).await.unwrap()
+    });
 }
 
 fn ours_config(role: Role, plan: &Plan) -> Config {

@@ -58,7 +58,9 @@ impl Side {
 }
 
 fn content(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 + seed * 13 + at / 256) as u8).collect()
+    (0..len)
+        .map(|at| (at * 7 + seed * 13 + at / 256) as u8)
+        .collect()
 }
 
 proptest! {
@@ -144,7 +146,9 @@ fn nothing_is_kept_of_streams_that_are_gone() {
         let slot = client.connection.open(b"10.0.0.1:80", |_| {});
         client.connection.room(slot, 5);
         let written = &mut &mut client.written;
-        client.connection.send(slot, b"hello", round % 2 == 0, written);
+        client
+            .connection
+            .send(slot, b"hello", round % 2 == 0, written);
         client.carry(&mut server, usize::MAX);
         let (other, _) = server.connection.next_arrival().unwrap();
         server.connection.answer(other, 200, round % 3 == 0);
