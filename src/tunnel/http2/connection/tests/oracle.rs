@@ -35,16 +35,17 @@ impl Ours {
     async fn drive(self, wire: DuplexStream, cut: usize) {
         let (mut read, mut write) = tokio::io::split(wire);
         let mut buffer = vec![0; cut];
+        let mut behind = Written::default();
         loop {
-            let mut written = std::mem::take(&mut *self.written.borrow_mut());
-            self.connection.borrow_mut().flush(&mut &mut written);
+            behind.0.append(&mut self.written.borrow_mut().0);
+            self.connection.borrow_mut().flush(&mut &mut behind);
             tokio::select! {
                 biased;
-                done = write.write_all(&written.0), if !written.0.is_empty() => {
-                    if done.is_err() {
+                done = write.write(&behind.0), if !behind.0.is_empty() => {
+                    let Ok(count) = done else {
                         break;
-                    }
-                    continue;
+                    };
+                    behind.0.drain(..count);
                 }
                 count = read.read(&mut buffer) => {
                     let count = count.unwrap_or(0);
@@ -103,9 +104,9 @@ impl Ours {
             let (now, then) = rest.split_at(room);
             rest = then;
             let mut connection = self.connection.borrow_mut();
-            let written = &mut *self.written.borrow_mut();
+            let mut written = self.written.borrow_mut();
             assert!(connection.send(slot, now, rest.is_empty(), &mut &mut *written));
-            drop(connection);
+            drop((connection, written));
             self.news.notify_waiters();
             tokio::task::yield_now().await;
             if rest.is_empty() {
@@ -218,7 +219,7 @@ fn run(work: impl Future<Output = ()>) {
         .build()
         .unwrap();
     let local = tokio::task::LocalSet::new();
-    let limit = std::time::Duration::from_secs(60);
+    let limit = std::time::Duration::from_secs(20);
     local.block_on(&runtime, async {
         tokio::time::timeout(limit, work).await.unwrap()
     });
