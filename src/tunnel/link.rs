@@ -209,22 +209,27 @@ impl Place {
         answered
     }
 
+    /// Sets up to `want` bytes of room aside.
     pub(crate) fn poll_room(&self, cx: &Context<'_>, want: usize) -> Poll<Room> {
-        let want = u32::try_from(want).unwrap_or(u32::MAX);
         let crowded = self.link.is_crowded();
-        self.poll(cx, |http, slot| {
-            if crowded {
-                http.starve(slot);
-            }
-            match http.room(slot, want) {
-                Room::None => None,
-                Room::Bytes(_) if crowded => {
-                    http.rest(slot);
-                    None
+        let want = match crowded {
+            // Nothing is to be held that others wait for.
+            true => 0,
+            false => u32::try_from(want).unwrap_or(u32::MAX),
+        };
+        let room = self.poll(cx, |http, slot| match http.room(slot, want) {
+            Room::None => {
+                if crowded {
+                    http.starve(slot);
                 }
-                room => Some(room),
+                None
             }
-        })
+            room => Some(room),
+        });
+        if self.link.http.borrow().has_woken() {
+            self.link.wake_streams();
+        }
+        room
     }
 
     pub(crate) fn rest(&self) {

@@ -45,6 +45,7 @@ pub struct Stream {
 }
 
 /// What a stream is beside open.
+#[expect(clippy::large_enum_variant, reason = "boxed, and gone when it is open")]
 enum Other {
     /// CONNECT is under way.
     Opening(Opening),

@@ -103,16 +103,19 @@ impl Ours {
             };
             let (now, then) = rest.split_at(room);
             rest = then;
-            let mut connection = self.connection.borrow_mut();
-            let mut written = self.written.borrow_mut();
-            assert!(connection.send(slot, now, rest.is_empty(), &mut &mut *written));
-            drop((connection, written));
+            self.write(slot, now, rest.is_empty());
             self.news.notify_waiters();
             tokio::task::yield_now().await;
             if rest.is_empty() {
                 return;
             }
         }
+    }
+
+    fn write(&self, slot: Slot, payload: &[u8], end: bool) {
+        let mut connection = self.connection.borrow_mut();
+        let mut written = self.written.borrow_mut();
+        assert!(connection.send(slot, payload, end, &mut &mut *written));
     }
 
     /// All to the end, or how it ended otherwise.
