@@ -49,6 +49,12 @@ pub enum StartError {
     /// The machine lacks what capturing needs.
     #[error("this machine cannot capture pods")]
     Environment(#[source] capture::Unfit),
+    /// The congestion control that was asked for is not there.
+    #[error(
+        "the kernel has no congestion control {0:?}: load its module (modprobe tcp_{0}), or choose \
+         another with --tunnel-congestion"
+    )]
+    Congestion(Arc<str>, #[source] io::Error),
     /// The log cannot be set up.
     #[error("cannot set up the log")]
     Log(#[source] log::Error),
@@ -82,6 +88,10 @@ pub enum StartError {
 pub fn run(config: Config) -> Result<(), StartError> {
     let log = Log::start(&config.log_filter, config.log_format).map_err(StartError::Log)?;
     sys::process::raise_descriptor_limit();
+    let congestion = &config.tunnel_congestion;
+    congestion
+        .probe()
+        .map_err(|(name, cause)| StartError::Congestion(name, cause))?;
     capture::probe().map_err(StartError::Environment)?;
     fs::DirBuilder::new()
         .recursive(true)
@@ -125,7 +135,10 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         certificates,
         announcements: SameNode::default(),
         metrics,
-        limits: tunnel::Limits::default(),
+        limits: tunnel::Limits {
+            congestion: config.tunnel_congestion.clone(),
+            ..tunnel::Limits::default()
+        },
     })
 }
 

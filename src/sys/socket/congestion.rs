@@ -71,15 +71,28 @@ impl Congestion {
 
     /// Gives a tunnel's connected socket, which belongs to `netns`, what its path asks for.
     pub fn settle(&self, netns: &Netns, socket: &SockRef<'_>) {
-        let name = match self {
-            Self::Named(name) => name.as_bytes(),
-            // Nothing was replaced here, so nothing is to be put back.
-            Self::Auto | Self::System if netns.congestion().is_none_or(Known::is_kept) => return,
-            Self::Auto if round_trip(socket).is_some_and(|time| time < LONG) => return,
-            Self::Auto | Self::System => netns.congestion().map_or(&[][..], |known| &known.system),
-        };
-        // It was there when it was asked for. A tunnel with another one is still a tunnel.
-        let _ = socket.set_tcp_congestion(name);
+        let chosen = self.choose(netns.congestion(), || round_trip(socket));
+        if let Some(name) = chosen {
+            // It was there when it was asked for. A tunnel with another one is still a tunnel.
+            let _ = socket.set_tcp_congestion(name);
+        }
+    }
+
+    /// What a socket needs that has what [`unpaced`] has left it with; `None` if that is right. A
+    /// path of unknown length is taken for a long one.
+    fn choose<'a>(
+        &'a self,
+        known: Option<&'a Known>,
+        round_trip: impl FnOnce() -> Option<Duration>,
+    ) -> Option<&'a [u8]> {
+        let replaced = known.filter(|known| known.instead.is_some());
+        match self {
+            Self::Named(name) => Some(name.as_bytes()),
+            Self::System => replaced.map(|known| &*known.system),
+            Self::Auto => replaced
+                .filter(|_| round_trip().is_none_or(|time| time >= LONG))
+                .map(|known| &*known.system),
+        }
     }
 }
 
@@ -101,10 +114,6 @@ impl Known {
             system,
             instead: instead.flatten(),
         }
-    }
-
-    fn is_kept(&self) -> bool {
-        self.instead.is_none()
     }
 }
 
@@ -165,6 +174,37 @@ mod tests {
         let (name, error) = probe("no_such_control").unwrap_err();
         assert_eq!(&*name, "no_such_control");
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn only_a_long_path_is_paced_unless_asked() {
+        let paced = Known {
+            system: b"bbr".to_vec(),
+            instead: Some("cubic"),
+        };
+        let other = Known {
+            system: b"dctcp".to_vec(),
+            instead: None,
+        };
+        let check = |asked: &str, known, time: Option<u64>, expect: Option<&str>| {
+            let asked = Congestion::parse(asked).unwrap();
+            let chosen = asked.choose(known, || time.map(Duration::from_micros));
+            assert_eq!(
+                chosen,
+                expect.map(str::as_bytes),
+                "{asked:?} {known:?} {time:?}"
+            );
+        };
+        check("auto", Some(&paced), Some(80), None);
+        check("auto", Some(&paced), Some(999), None);
+        check("auto", Some(&paced), Some(1000), Some("bbr"));
+        check("auto", Some(&paced), None, Some("bbr"));
+        check("auto", Some(&other), Some(20_000), None);
+        check("auto", None, Some(20_000), None);
+        check("system", Some(&paced), Some(80), Some("bbr"));
+        check("system", Some(&other), Some(80), None);
+        check("reno", Some(&paced), Some(20_000), Some("reno"));
+        check("reno", None, Some(80), Some("reno"));
     }
 
     #[test]
