@@ -87,6 +87,14 @@ impl Policy {
         }
     }
 
+    /// Every list of values that a rule compares with.
+    pub(super) fn sets(&self) -> impl Iterator<Item = &Set> {
+        let clauses = self.rules.iter().flat_map(|rule| &rule.clauses);
+        let matches = clauses.flat_map(|clause| &clause.matches);
+        let tests = matches.flat_map(|one| &one.tests);
+        tests.map(|test| &test.values)
+    }
+
     /// The index of the first rule that matches.
     pub(super) fn first(&self, asked: &Asked<'_>) -> Option<usize> {
         self.rules.iter().position(|rule| rule.matches(asked))
@@ -164,8 +172,9 @@ struct Test {
     values: Set,
 }
 
+/// The values of one list.
 #[derive(Debug)]
-enum Set {
+pub(super) enum Set {
     Principals {
         exact: Box<[Identity]>,
         patterns: Box<[Pattern]>,

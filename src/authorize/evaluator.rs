@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::authorize::compile::{Asked, Policy};
 use crate::authorize::index::RuleSet;
+use crate::authorize::memo::Memo;
 use crate::authorize::mtls::{Modes, Mtls};
 use crate::authorize::{Denial, DryRun, Grant, Permit, Refusal, Verdict, Would};
 use crate::mesh::policy::{Action, AuthorizationPolicy};
@@ -24,7 +25,15 @@ struct Bound {
     deny: RuleSet,
     allow: RuleSet,
     dry_run: Vec<Arc<Policy>>,
+    /// Where many rules would be tried for every flow.
+    memo: Option<Memo<Answer>>,
 }
+
+/// What is decided of a flow, and the dry-run policies that would decide the opposite.
+type Answer = (Result<Option<Grant>, Denial>, Vec<DryRun>);
+
+/// How many rules may be tried for every flow before it pays to remember the answers.
+const TRIED: usize = 8;
 
 /// A policy as it was considered for a flow.
 #[derive(Clone, Debug)]
@@ -43,12 +52,17 @@ impl Evaluator {
             let of = enforced.iter().filter(|p| p.action() == Some(action));
             RuleSet::new(of.cloned().collect())
         };
+        let (deny, allow) = (with(Action::Deny), with(Action::Allow));
+        let rehearsed = dry_run.iter().map(|policy| policy.rules.len());
+        let tried = deny.unfiled() + allow.unfiled() + rehearsed.sum::<usize>();
+        let memo = || Memo::new(policies.iter().map(|policy| &**policy));
         Self(Arc::new(Bound {
             modes,
             unreadable: enforced.iter().find(|p| p.action().is_none()).cloned(),
-            deny: with(Action::Deny),
-            allow: with(Action::Allow),
+            deny,
+            allow,
             dry_run,
+            memo: (tried > TRIED).then(memo),
             policies,
         }))
     }
@@ -57,8 +71,7 @@ impl Evaluator {
     #[must_use]
     pub fn decide(&self, flow: Flow) -> Verdict {
         let asked = Asked::of(&flow);
-        let judged = self.judge(&asked);
-        let dry_run = self.rehearse(&asked, &judged);
+        let (judged, dry_run) = self.answer(&asked);
         let decision = match judged {
             Ok(granted_by) => Ok(Permit { flow, granted_by }),
             Err(denial) => Err(Refusal { flow, denial }),
@@ -72,7 +85,7 @@ impl Evaluator {
     pub fn recheck(&self, permit: &Permit) -> Option<Denial> {
         match permit.flow.direction {
             Direction::Outbound => None,
-            Direction::Inbound => self.judge(&Asked::of(&permit.flow)).err(),
+            Direction::Inbound => self.answer(&Asked::of(&permit.flow)).0.err(),
         }
     }
 
@@ -116,13 +129,27 @@ impl Evaluator {
             .collect()
     }
 
-    fn judge(&self, asked: &Asked<'_>) -> Result<Option<Grant>, Denial> {
-        let bound = &*self.0;
+    fn answer(&self, asked: &Asked<'_>) -> Answer {
         let demand = self.mtls(asked.destination.port());
         if let Some(demand) = demand.filter(|mtls| mtls.strict && asked.identity.is_none()) {
             let policy = demand.policy.clone();
-            return Err(Denial::PlaintextRefused { policy });
+            // Whatever else is enforced, this stands.
+            return (Err(Denial::PlaintextRefused { policy }), Vec::new());
         }
+        let by_policies = || {
+            let judged = self.judge(asked);
+            let dry_run = self.rehearse(asked, &judged);
+            (judged, dry_run)
+        };
+        match &self.0.memo {
+            Some(memo) => memo.answer(asked, by_policies),
+            None => by_policies(),
+        }
+    }
+
+    /// What the AuthorizationPolicies say.
+    fn judge(&self, asked: &Asked<'_>) -> Result<Option<Grant>, Denial> {
+        let bound = &*self.0;
         if let Some(policy) = &bound.unreadable {
             let policy = policy.written.name.clone();
             return Err(Denial::NotUnderstood { policy });

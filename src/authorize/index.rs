@@ -23,7 +23,12 @@ pub(super) type Keys = Vec<Key>;
 /// An attribute that a flow must have exactly.
 #[derive(Clone, Debug)]
 pub(super) enum Key {
-    Account { namespace: Box<str>, name: Box<str> },
+    Account {
+        namespace: Box<str>,
+        name: Box<str>,
+    },
+    /// A service account of that name in any namespace.
+    Name(Box<str>),
     Block(IpNet),
     Namespace(Arc<str>),
     Port(u16),
@@ -33,9 +38,10 @@ pub(super) enum Key {
 fn rank(keys: &Keys) -> u8 {
     let ranks = keys.iter().map(|key| match key {
         Key::Account { .. } => 0,
-        Key::Block(_) => 1,
-        Key::Namespace(_) => 2,
-        Key::Port(_) => 3,
+        Key::Name(_) => 1,
+        Key::Block(_) => 2,
+        Key::Namespace(_) => 3,
+        Key::Port(_) => 4,
     });
     ranks.max().unwrap_or(0)
 }
@@ -108,6 +114,7 @@ fn principal_keys(values: &Values<Pattern>) -> Option<Keys> {
         },
         Pattern::Suffix(text) => match text.split('/').collect::<Vec<_>>()[..] {
             [.., _, "ns", namespace, "sa", name] => Some(vec![account(namespace, name)]),
+            [_, .., name] => Some(vec![Key::Name(name.into())]),
             _ => None,
         },
         Pattern::Present => None,
@@ -142,6 +149,10 @@ fn hash_account(namespace: &str, name: &str) -> u64 {
     hash(&(0u8, namespace, name))
 }
 
+fn hash_name(name: &str) -> u64 {
+    hash(&(4u8, name))
+}
+
 fn hash_block(net: IpNet) -> u64 {
     hash(&(1u8, net.network(), net.prefix_len()))
 }
@@ -162,6 +173,7 @@ impl Key {
     fn hash(&self) -> u64 {
         match self {
             Self::Account { namespace, name } => hash_account(namespace, name),
+            Self::Name(name) => hash_name(name),
             Self::Block(net) => hash_block(*net),
             Self::Namespace(namespace) => hash_namespace(namespace),
             Self::Port(port) => hash_port(*port),
@@ -179,8 +191,8 @@ pub(super) struct RuleSet {
     filed: HashMap<u64, Vec<u32>>,
     /// The block lengths among the keys, with whether they are of IPv4.
     lengths: Vec<(bool, u8)>,
-    /// Whether any key is of a service account, a namespace, a port.
-    has: [bool; 3],
+    /// Whether any key is of a service account, a namespace, a port, an account's name.
+    has: [bool; 4],
     /// Indices into `rules`, ascending, of those that have no key.
     unfiled: Vec<u32>,
 }
@@ -212,6 +224,7 @@ impl RuleSet {
             Key::Account { .. } => self.has[0] = true,
             Key::Namespace(_) => self.has[1] = true,
             Key::Port(_) => self.has[2] = true,
+            Key::Name(_) => self.has[3] = true,
             Key::Block(net) => {
                 let length = (net.addr().is_ipv4(), net.prefix_len());
                 if !self.lengths.contains(&length) {
@@ -226,6 +239,11 @@ impl RuleSet {
         self.policies.is_empty()
     }
 
+    /// How many rules are tried for every flow.
+    pub(super) fn unfiled(&self) -> usize {
+        self.unfiled.len()
+    }
+
     /// The first rule that matches, with its policy.
     pub(super) fn first(&self, asked: &Asked<'_>) -> Option<(&Policy, usize)> {
         let mut best = None;
@@ -238,6 +256,9 @@ impl RuleSet {
             }
             if self.has[1] {
                 self.look_under(hash_namespace(namespace), asked, &mut best);
+            }
+            if self.has[3] {
+                self.look_under(hash_name(identity.service_account()), asked, &mut best);
             }
         }
         if self.has[2] {

@@ -38,6 +38,7 @@
 mod compile;
 mod evaluator;
 mod index;
+mod memo;
 pub mod mtls;
 mod ranges;
 mod store;

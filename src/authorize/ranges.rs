@@ -36,6 +36,24 @@ impl Ranges {
     }
 }
 
+impl Ranges {
+    /// The numbers ([`memo::number`](crate::authorize::memo::number)) at which what
+    /// [`contains`](Self::contains) says may change: each is the first of addresses that are in the
+    /// set, or that are not, and so are all up to the next.
+    pub(super) fn ends(&self) -> impl Iterator<Item = u128> {
+        let mapped = |number: u128| number + (0xffff << 32);
+        let v4 = self
+            .v4
+            .iter()
+            .map(move |(first, last)| (mapped(*first), mapped(*last)));
+        // A range of IPv6 may span the numbers that IPv4 has here.
+        let both = [(mapped(0), mapped(u32::MAX.into()))];
+        let all = v4.chain(self.v6.iter().copied()).chain(both);
+        all.flat_map(|(first, last)| [Some(first), last.checked_add(1)])
+            .flatten()
+    }
+}
+
 fn number(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(v4) => u128::from(v4.to_bits()),
@@ -90,6 +108,27 @@ mod tests {
             };
             let expect = blocks.iter().any(|net| net.contains(&ip));
             prop_assert_eq!(Ranges::new(&blocks).contains(ip), expect);
+        }
+
+        #[test]
+        fn between_two_ends_all_addresses_are_in_the_set_or_none_is(
+            blocks in prop::collection::vec(block(), 0..8),
+            a in (any::<bool>(), 0u32..256),
+            b in (any::<bool>(), 0u32..256),
+        ) {
+            let ip = |(v4, low): (bool, u32)| if v4 {
+                IpAddr::V4((0x0a00_0000 + low).into())
+            } else {
+                IpAddr::V6(u128::from(low).into())
+            };
+            let ranges = Ranges::new(&blocks);
+            let stretch = |at| {
+                let number = crate::authorize::memo::number(ip(at));
+                ranges.ends().filter(|end| *end <= number).count()
+            };
+            if stretch(a) == stretch(b) {
+                prop_assert_eq!(ranges.contains(ip(a)), ranges.contains(ip(b)));
+            }
         }
     }
 }

@@ -24,12 +24,10 @@ const MUCH: usize = CHUNK;
 /// Joins `near` and `far` until both directions have ended.
 ///
 /// Dropped earlier, it resets both.
-pub fn splice<'a>(
-    _permit: &Permit,
-    near: AppSocket,
-    far: AppSocket,
-    meter: &'a Meter,
-) -> impl Future<Output = End> + use<'a> {
+pub fn splice<M>(_permit: &Permit, near: AppSocket, far: AppSocket, meter: M) -> Splice<M>
+where
+    M: AsRef<Meter> + Unpin,
+{
     Splice {
         near: App::new(near),
         far: App::new(far),
@@ -40,10 +38,12 @@ pub fn splice<'a>(
     }
 }
 
-struct Splice<'a> {
+/// Two joined sockets: a future of their [`End`].
+#[must_use = "it moves nothing until it is polled"]
+pub struct Splice<M> {
     near: App,
     far: App,
-    meter: &'a Meter,
+    meter: M,
     up: Lane,
     down: Lane,
     by: Option<Side>,
@@ -59,7 +59,7 @@ struct Lane {
     ended: bool,
 }
 
-impl Future for Splice<'_> {
+impl<M: AsRef<Meter> + Unpin> Future for Splice<M> {
     type Output = End;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
@@ -76,16 +76,17 @@ impl Future for Splice<'_> {
             }
             Ok(()) => return Poll::Pending,
         };
+        let meter = this.meter.as_ref();
         Poll::Ready(End {
-            sent: this.meter.sent.get(),
-            received: this.meter.received.get(),
+            sent: meter.sent.get(),
+            received: meter.received.get(),
             by: this.by.unwrap_or(Side::Near),
             fault,
         })
     }
 }
 
-impl Splice<'_> {
+impl<M: AsRef<Meter>> Splice<M> {
     fn poll_lanes(&mut self, cx: &mut Context<'_>) -> Result<(), (Side, io::Error)> {
         let Self {
             near,
@@ -95,6 +96,7 @@ impl Splice<'_> {
             down,
             by,
         } = self;
+        let meter = M::as_ref(meter);
         up.poll(cx, near, far, down.ended, |count| meter.add_sent(count))
             .map_err(|(end, error)| match end {
                 Ends::From => (Side::Near, error),

@@ -15,8 +15,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::identify::by_address::ByAddress;
 use crate::identify::snapshot::Record;
-use crate::identify::table::{Table, of_ip};
+use crate::identify::table::{Table, pair};
 use crate::mesh::{Phase, Workload};
 
 /// Whether `a` owns an address that `b` claims as well (rule 3).
@@ -59,15 +60,21 @@ impl Contested {
         self.0.len()
     }
 
-    /// Enters a pod's claim to `ip`.
-    pub(super) fn claim(&mut self, owners: &mut Table<Record>, ip: IpAddr, new: &Record) {
-        let at = of_ip(ip);
-        let Some(owner) = owners.find(at, |r| owns(r, ip)).cloned() else {
-            owners.put(at, new.clone(), |r| owns(r, ip));
+    /// Enters a pod's claim to `ip`. The pods that own addresses must be in `pods`.
+    pub(super) fn claim(
+        &mut self,
+        owners: &mut ByAddress<Workload>,
+        pods: &Table<Record>,
+        ip: IpAddr,
+        new: &Record,
+    ) {
+        let owner = owners.at(ip).and_then(|owner| record(pods, owner)).cloned();
+        let Some(owner) = owner else {
+            owners.put(ip, new.workload.clone());
             return;
         };
         let loser = if outranks(new, &owner) {
-            owners.put(at, new.clone(), |r| owns(r, ip));
+            owners.put(ip, new.workload.clone());
             owner
         } else {
             new.clone()
@@ -76,13 +83,11 @@ impl Contested {
     }
 
     /// Withdraws a pod's claim to `ip`; the next in rank owns it then.
-    pub(super) fn release(&mut self, owners: &mut Table<Record>, ip: IpAddr, old: &Workload) {
-        let at = of_ip(ip);
-        let is_old = |record: &Record| same_pod(&record.workload, old);
-        let owned = owners.find(at, |r| owns(r, ip)).is_some_and(is_old);
+    pub(super) fn release(&mut self, owners: &mut ByAddress<Workload>, ip: IpAddr, old: &Workload) {
+        let owned = owners.at(ip).is_some_and(|owner| same_pod(owner, old));
         let Some(others) = self.0.get_mut(&ip) else {
             if owned {
-                owners.take(at, |r| owns(r, ip));
+                owners.take(ip);
             }
             return;
         };
@@ -94,9 +99,10 @@ impl Contested {
                     best
                 }
             });
-            owners.put(at, others[best].clone(), |r| owns(r, ip));
+            owners.put(ip, others[best].workload.clone());
             Some(best)
         } else {
+            let is_old = |record: &Record| same_pod(&record.workload, old);
             others.iter().position(is_old)
         };
         if let Some(leaves) = leaves {
@@ -108,7 +114,7 @@ impl Contested {
     }
 }
 
-/// Whether an entry is the one for `ip`: two addresses may share a hash.
-pub(super) fn owns(record: &Record, ip: IpAddr) -> bool {
-    record.workload.ips.contains(&ip)
+fn record<'p>(pods: &'p Table<Record>, workload: &Workload) -> Option<&'p Record> {
+    let at = pair(&workload.namespace, &*workload.name);
+    pods.find(at, |record| same_pod(&record.workload, workload))
 }

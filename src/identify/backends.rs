@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::mesh::{
     Family, InternalTrafficPolicy, Service, ServicePort, TargetPort, TrafficDistribution, Workload,
 };
@@ -36,8 +38,9 @@ pub struct Backend {
 /// Where a service leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Backends {
-    /// In the order of the service's ports.
-    pub(super) ports: Box<[Port]>,
+    /// In the order of the service's ports. Most services have one, and every connection to a
+    /// service looks here: it lies inside.
+    pub(super) ports: SmallVec<[Port; 1]>,
     /// Whether a node's zone went into this, so that it must be redone when one changes.
     pub(super) asked_nodes: bool,
 }
@@ -45,6 +48,8 @@ pub(super) struct Backends {
 /// Where a port of a service leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Port {
+    /// The port that clients dial.
+    pub(super) number: u16,
     v4: Pool,
     v6: Pool,
 }
@@ -61,6 +66,7 @@ impl Port {
 /// The endpoints of one port and family.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pool {
+    /// Sorted.
     all: Box<[Backend]>,
     near: Option<Box<Near>>,
 }
@@ -80,6 +86,12 @@ impl Pool {
     /// What any client may be sent to, distance aside.
     pub(super) fn all(&self) -> &[Backend] {
         &self.all
+    }
+
+    /// Whether any client may be sent to `ip`, distance aside.
+    pub(super) fn has(&self, ip: IpAddr) -> bool {
+        let at = self.all.partition_point(|backend| backend.ip < ip);
+        self.all.get(at).is_some_and(|backend| backend.ip == ip)
     }
 
     /// What a client may be sent to, each as well as any other; empty when there is nothing.
@@ -124,6 +136,7 @@ pub(super) fn backends<'a>(
         })
     };
     let ports = service.ports.iter().map(|port| Port {
+        number: port.port,
         v4: pool(port, Family::V4),
         v6: pool(port, Family::V6),
     });

@@ -199,8 +199,10 @@ impl Index {
         let workload = record.workload.clone();
         let same = |w: &Workload| same_pod(w, &workload);
         for ip in claims(&workload) {
-            let owners = &mut self.state.addresses;
-            self.contested.claim(owners, *ip, &record);
+            let Snapshot {
+                addresses, pods, ..
+            } = &mut self.state;
+            self.contested.claim(addresses, pods, *ip, &record);
         }
         if !workload.node.is_empty() {
             let at = pair(&workload.node, (&*workload.namespace, &*workload.name));

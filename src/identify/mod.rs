@@ -11,6 +11,7 @@
 
 mod addresses;
 mod backends;
+mod by_address;
 mod enrolment;
 mod identities;
 mod index;

@@ -77,11 +77,12 @@ impl Snapshot {
             return Ok(self.by_address(to));
         };
         let (service, port) = (&entry.service, to.port());
-        let Some(at) = service.ports.iter().position(|open| open.port == port) else {
+        let mut ports = entry.backends.ports.iter();
+        let Some(open) = ports.find(|open| open.number == port) else {
             let service = service.clone();
             return Err(Unroutable::NoPort { service, port });
         };
-        let pool = entry.backends.ports[at].family(Family::of(ip));
+        let pool = open.family(Family::of(ip));
         let Some(backend) = pick(pool.within_reach(source), draw) else {
             let service = service.clone();
             return Err(Unroutable::NoEndpoint { service, port });

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::identify::backends::backends;
 use crate::identify::snapshot::{Entry, Snapshot};
-use crate::identify::table::{of_ip, pair};
+use crate::identify::table::pair;
 use crate::mesh::Service;
 use crate::source::EndpointSlice;
 
@@ -137,7 +137,7 @@ impl Services {
         let entry = Arc::new(Entry { service, backends });
         for ip in &entry.service.vips {
             if self.claims.get(ip).and_then(BTreeSet::first) == Some(&name) {
-                state.vips.put(of_ip(*ip), entry.clone(), |e| has(e, *ip));
+                state.vips.put(*ip, entry.clone());
             }
         }
         let at = pair(&name.0, &*name.1);
@@ -153,12 +153,10 @@ impl Services {
         let next = claims.first();
         let next = next.and_then(|name| state.entry(&name.0, &name.1)).cloned();
         match next {
-            Some(next) => {
-                state.vips.put(of_ip(ip), next, |e| has(e, ip));
-            }
+            Some(next) => state.vips.put(ip, next),
             None => {
                 self.claims.remove(&ip);
-                state.vips.take(of_ip(ip), |e| has(e, ip));
+                state.vips.take(ip);
             }
         }
     }
@@ -166,8 +164,4 @@ impl Services {
 
 fn is(entry: &Entry, name: &Name) -> bool {
     entry.service.name == name.1 && entry.service.namespace == name.0
-}
-
-fn has(entry: &Entry, ip: IpAddr) -> bool {
-    entry.service.vips.contains(&ip)
 }

@@ -7,17 +7,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::identify::addresses::owns;
 use crate::identify::backends::{Backend, Backends};
-use crate::identify::table::{Table, of_ip, pair};
+use crate::identify::by_address::ByAddress;
+use crate::identify::table::{Table, pair};
 use crate::mesh::{Family, Service, ServicePort, Workload, canonical_ip};
 
 /// A pod, with what only the index wants to know of it.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub(super) workload: Arc<Workload>,
-    /// The digits of its creation (`source::Pod::created`) over two bits, to save eight bytes in
-    /// each of three tables.
+    /// The digits of its creation (`source::Pod::created`) over two bits, to save eight bytes.
     packed: u64,
 }
 
@@ -73,13 +72,13 @@ pub struct Snapshot {
     /// All pods, by namespace and name.
     pub(super) pods: Table<Record>,
     /// The pods that own an address, by that.
-    pub(super) addresses: Table<Record>,
+    pub(super) addresses: ByAddress<Workload>,
     /// The pods that are scheduled, by node.
     pub(super) nodes: Table<Arc<Workload>>,
     /// All services, by namespace and name.
     pub(super) services: Table<Arc<Entry>>,
     /// The services that own a virtual address, by that.
-    pub(super) vips: Table<Arc<Entry>>,
+    pub(super) vips: ByAddress<Entry>,
     pub(super) counts: Counts,
 }
 
@@ -106,9 +105,7 @@ impl Snapshot {
     /// The pod that owns an address, by the rules in `addresses`.
     #[must_use]
     pub fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        let ip = canonical_ip(ip);
-        let record = self.addresses.find(of_ip(ip), |r| owns(r, ip))?;
-        Some(&record.workload)
+        self.addresses.at(canonical_ip(ip))
     }
 
     /// The service that has this virtual address; of several, the first by namespace and name.
@@ -118,7 +115,7 @@ impl Snapshot {
     }
 
     pub(super) fn entry_at(&self, ip: IpAddr) -> Option<&Arc<Entry>> {
-        self.vips.find(of_ip(ip), |e| e.service.vips.contains(&ip))
+        self.vips.at(ip)
     }
 
     /// A pod by name.
@@ -173,6 +170,20 @@ impl Snapshot {
             ports.flat_map(|(port, backends)| {
                 [Family::V4, Family::V6].map(|family| (port, family, backends.family(family).all()))
             })
+        })
+    }
+
+    /// Whether a service leads to a pod: whether one of its [`endpoints`](Self::endpoints) has an
+    /// address of it. Costs the service's ports, whatever the number of endpoints.
+    #[must_use]
+    pub fn selects(&self, service: &Service, workload: &Workload) -> bool {
+        let Some(entry) = self.entry(&service.namespace, &service.name) else {
+            return false;
+        };
+        let mut ports = entry.backends.ports.iter();
+        ports.any(|port| {
+            let mut ips = workload.ips.iter();
+            ips.any(|ip| port.family(Family::of(*ip)).has(*ip))
         })
     }
 

@@ -11,7 +11,6 @@
 //! an index for free.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The most entries of a leaf.
@@ -51,27 +50,6 @@ pub(super) fn pair(group: &str, name: impl Hash) -> u64 {
 
 fn group_start(group: &str) -> u64 {
     hash(group) & (u64::from(u32::MAX) << 32)
-}
-
-/// The hash of an address. Every connection asks for some, so this one is quick; addresses are
-/// given out by the cluster, and nobody picks them to collide.
-pub(super) fn of_ip(ip: IpAddr) -> u64 {
-    match ip {
-        IpAddr::V4(ip) => mix(u64::from(u32::from(ip))),
-        IpAddr::V6(ip) => {
-            let (high, low) = (u128::from(ip) >> 64, u128::from(ip) & u128::from(u64::MAX));
-            let word = |half: u128| u64::try_from(half).expect("half of 128 bits is 64");
-            mix(mix(word(high)) ^ word(low))
-        }
-    }
-}
-
-/// The finalizer of SplitMix64: every bit of the input moves every bit of the output.
-fn mix(word: u64) -> u64 {
-    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 fn hash(value: impl Hash) -> u64 {

@@ -722,6 +722,11 @@ fn dump(index: &Index) -> String {
     }
     for service in snapshot.services() {
         let endpoints: Vec<_> = snapshot.endpoints(service).collect();
+        for client in &clients {
+            let mut backends = endpoints.iter().flat_map(|(_, _, backends)| *backends);
+            let among = backends.any(|backend| client.ips.contains(&backend.ip));
+            assert_eq!(snapshot.selects(service, client), among);
+        }
         lines.push(format!("{} {endpoints:?}", service.name));
     }
     lines.sort();

@@ -10,17 +10,25 @@ use crate::mesh::{Family, Identity, Labels};
 /// One pod of the cluster.
 ///
 /// There is one of these per pod on every node, so a field must earn its bytes; text is shared
-/// between workloads wherever the same text recurs.
+/// between workloads wherever the same text recurs. They are laid out as they stand here: what
+/// every connection asks is in one line of memory with the counters of the `Arc` around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Workload {
+    /// Whether the mesh carries it, and if not, why.
+    pub enrolment: Enrolment,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Whether it uses its node's network namespace, and so has no address of its own.
+    pub host_network: bool,
+    /// Who it is: its service account, in our trust domain.
+    pub identity: Identity,
     /// `metadata.uid`, or `namespace/name` where the object has none (hand-written files).
     pub uid: Arc<str>,
     /// `metadata.name`.
     pub name: Arc<str>,
     /// `metadata.namespace`.
     pub namespace: Arc<str>,
-    /// Who it is: its service account, in our trust domain.
-    pub identity: Identity,
     /// `spec.nodeName`; empty while unscheduled.
     pub node: Arc<str>,
     /// `topology.kubernetes.io/zone` of its node; empty when unknown.
@@ -33,12 +41,6 @@ pub struct Workload {
     pub labels: Labels,
     /// What made it, for the `workload` label of metrics.
     pub owner: Owner,
-    /// Whether the mesh carries it, and if not, why.
-    pub enrolment: Enrolment,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// Whether it uses its node's network namespace, and so has no address of its own.
-    pub host_network: bool,
     /// Annotation `adit.mesh/netns`: the path of its network namespace, in file mode alone.
     pub netns: Option<Arc<str>>,
 }

@@ -13,6 +13,8 @@
 
 mod account;
 mod admin;
+mod busy_poll;
+mod carry;
 pub mod config;
 mod control;
 mod enrol;

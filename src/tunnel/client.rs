@@ -165,7 +165,8 @@ async fn handshake(
     config: Arc<ClientConfig>,
     limits: &Limits,
 ) -> Result<(Rc<Tunnel>, Driver), Error> {
-    let tls = rustls::ClientConnection::new(config, tls::server_name()).map_err(Error::Tls)?;
+    let tls = rustls::client::UnbufferedClientConnection::new(config, tls::server_name())
+        .map_err(Error::Tls)?;
     let (socket, wire) = wire::handshake(tcp, tls.into())
         .await
         .map_err(Error::of_handshake)?;

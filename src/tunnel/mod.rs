@@ -8,7 +8,7 @@
 //! | file | what |
 //! |---|---|
 //! | `connect` | pure: CONNECT heads and statuses |
-//! | `io` | TLS on a socket, in few system calls |
+//! | `io`, `record` | TLS on a socket, in few system calls; pure: its records, in place |
 //! | `liveness`, `window` | pure: when to ask a silent peer; how large receive windows are |
 //! | `pace` | what drives both sides of a connection beside its frames |
 //! | `client`, `pool` | a tunnel this side made; which one carries the next stream |
@@ -25,6 +25,7 @@ mod io;
 mod liveness;
 mod pace;
 mod pool;
+mod record;
 mod server;
 mod stream;
 pub mod tls;

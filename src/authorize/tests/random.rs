@@ -293,12 +293,20 @@ proptest! {
     fn the_compiled_evaluator_is_the_plain_one(
         authorization in vec(authorization(), 0..7),
         peer in vec(peer(), 0..5),
-        flows in vec(any_flow(), 6),
+        flows in vec(any_flow(), 12),
+        crowded: bool,
         own in select(vec!["cluster.local", "mesh.example"]),
         labels in select(vec![&[("app", "web")][..], &[("app", "web"), ("tier", "1")], &[]]),
         namespace in select(vec!["a", "b", ROOT]),
     ) {
-        let authorization = unique(authorization, |p| p.name.to_string());
+        let mut authorization = unique(authorization, |p| p.name.to_string());
+        if crowded {
+            // Enough that answers are kept, and none that changes one.
+            let rules = vec![json!({"from": [{"source": {"principals": ["nobody"]}}]}); 9];
+            let spec = json!({"action": "DENY", "rules": rules});
+            let annotations = [("istio.io/dry-run", "true")];
+            authorization.push(AuthorizationPolicy::read("crowd", ROOT, annotations, &spec));
+        }
         let peer = unique(peer, |p| p.name.to_string());
         let mut store = Store::new(ROOT, &domain(own));
         authorization.iter().for_each(|p| store.apply(Change::Authorization(p.clone())));
