@@ -35,6 +35,7 @@ use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
 use crate::source::Files;
 use crate::sys;
+use crate::sys::socket;
 use crate::task;
 use crate::telemetry::http::{self, Listener};
 use crate::telemetry::log::{self, Log};
@@ -51,11 +52,8 @@ pub enum StartError {
     #[error("this machine cannot capture pods")]
     Environment(#[source] capture::Unfit),
     /// The congestion control that was asked for is not there.
-    #[error(
-        "the kernel has no congestion control {0:?}: load its module (modprobe tcp_{0}), or choose \
-         another with --tunnel-congestion"
-    )]
-    Congestion(Arc<str>, #[source] io::Error),
+    #[error("cannot start tunnels as --tunnel-congestion says")]
+    Congestion(#[source] socket::NoSuchCongestion),
     /// The log cannot be set up.
     #[error("cannot set up the log")]
     Log(#[source] log::Error),
@@ -89,11 +87,10 @@ pub enum StartError {
 pub fn run(config: Config) -> Result<(), StartError> {
     let log = Log::start(&config.log_filter, config.log_format).map_err(StartError::Log)?;
     sys::process::raise_descriptor_limit();
-    let congestion = &config.tunnel_congestion;
-    congestion
-        .probe()
-        .map_err(|(name, cause)| StartError::Congestion(name, cause))?;
+    // First of all, because it finds out which capabilities there are.
     capture::probe().map_err(StartError::Environment)?;
+    let congestion = &config.tunnel_congestion;
+    congestion.probe().map_err(StartError::Congestion)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -16,8 +16,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 pub use crate::sys::socket::app::{Acceptor, AppSocket, Listener};
-pub use crate::sys::socket::congestion::Congestion;
 pub(crate) use crate::sys::socket::congestion::Known;
+pub use crate::sys::socket::congestion::{Congestion, NoSuchCongestion};
 pub use crate::sys::socket::dial::{Reach, connect, connect_announced, connect_from};
 
 use crate::sys::netns::Netns;

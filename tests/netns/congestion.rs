@@ -92,7 +92,7 @@ fn what_the_kernel_lacks_is_said_at_the_start() {
     lab.publish();
     let launch = lab.launch(1).args(&["--tunnel-congestion", "none_such"]);
     let ended = launch.finish(Duration::from_secs(10));
-    for words in ["none_such", "modprobe", "--tunnel-congestion"] {
+    for words in ["none_such", "modprobe", "--tunnel-congestion", "reno"] {
         assert!(ended.output.contains(words), "{}", ended.output);
     }
 }

@@ -9,6 +9,7 @@
 //! The kernel never takes pacing back from a connection that once had it (`sk_pacing_status`). So
 //! every socket that could do without begins without, and is given it when its path is known.
 
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,22 @@ const INSTEAD: [&str; 2] = ["cubic", "reno"];
 const LONG: Duration = Duration::from_millis(1);
 /// The longest name, `TCP_CA_NAME_MAX` of `net/tcp.h` without its end.
 const NAME: usize = 15;
+
+/// Which ones there are, by their names.
+const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+
+/// A congestion control that the kernel does not give.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the kernel gives no congestion control {name:?}: load its module (modprobe tcp_{name}), or \
+     choose system, auto or one that is there ({there})"
+)]
+pub struct NoSuchCongestion {
+    name: Arc<str>,
+    there: String,
+    #[source]
+    cause: io::Error,
+}
 
 /// The congestion control of tunnels between nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,18 +72,27 @@ impl Congestion {
         }
     }
 
-    /// Asks the kernel whether it has what is named; it may load a module for that.
+    /// Asks the kernel whether it has what is named; it may load a module for that. What it has, it
+    /// gives to sockets of every namespace: which one users may choose without `CAP_NET_ADMIN`
+    /// (`net.ipv4.tcp_allowed_congestion_control`) does not bind us.
     ///
     /// # Errors
     ///
-    /// The name, and what the kernel said: `ENOENT` when there is none.
-    pub fn probe(&self) -> Result<(), (Arc<str>, io::Error)> {
+    /// [`NoSuchCongestion`].
+    pub fn probe(&self) -> Result<(), NoSuchCongestion> {
         let Self::Named(name) = self else {
             return Ok(());
         };
         let set =
             || Socket::new(Domain::IPV4, Type::STREAM, None)?.set_tcp_congestion(name.as_bytes());
-        set().map_err(|error| (name.clone(), error))
+        set().map_err(|cause| NoSuchCongestion {
+            name: name.clone(),
+            there: fs::read_to_string(AVAILABLE).map_or_else(
+                |_| format!("see {AVAILABLE}"),
+                |there| there.trim_end().to_owned(),
+            ),
+            cause,
+        })
     }
 
     /// Gives a tunnel's connected socket, which belongs to `netns`, what its path asks for.
@@ -171,9 +197,10 @@ mod tests {
     fn only_what_the_kernel_has_can_be_named() {
         let probe = |text: &str| Congestion::parse(text).unwrap().probe();
         assert!(probe("auto").is_ok() && probe("system").is_ok() && probe("reno").is_ok());
-        let (name, error) = probe("no_such_control").unwrap_err();
-        assert_eq!(&*name, "no_such_control");
-        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        let error = probe("no_such_control").unwrap_err();
+        assert!(error.to_string().contains("\"no_such_control\""));
+        assert!(error.to_string().contains("reno"), "{error}");
+        assert_eq!(error.cause.raw_os_error(), Some(libc::ENOENT));
     }
 
     #[test]
