@@ -128,6 +128,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
     Ok(Shared {
         node: config.node.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
+        workers: u16::try_from(config.workers).unwrap_or(1),
         same_node: config.same_node,
         world: ArcSwap::from_pointee(world),
         certificates,

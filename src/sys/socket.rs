@@ -8,6 +8,7 @@
 mod app;
 mod congestion;
 mod dial;
+mod lane;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ pub use crate::sys::socket::app::{Acceptor, AppSocket, Listener};
 pub(crate) use crate::sys::socket::congestion::Known;
 pub use crate::sys::socket::congestion::{Congestion, NoSuchCongestion};
 pub use crate::sys::socket::dial::{Reach, connect, connect_announced, connect_from};
+pub use crate::sys::socket::lane::{Lane, steer};
 
 use crate::sys::netns::Netns;
 
