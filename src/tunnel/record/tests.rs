@@ -17,6 +17,8 @@ use rustls_pki_types::{PrivateKeyDer, ServerName};
 
 use super::*;
 
+mod handshakes;
+
 const SUITES: [SupportedCipherSuite; 3] = [
     aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
     aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
