@@ -17,6 +17,7 @@ use rustls_pki_types::{PrivateKeyDer, ServerName};
 
 use super::*;
 
+mod adversary;
 mod handshakes;
 
 const SUITES: [SupportedCipherSuite; 3] = [
