@@ -11,14 +11,38 @@ use super::*;
 /// More than any handshake needs.
 const PLENTY: usize = 256 * 1024;
 
-/// The key of a client's last flight.
-#[derive(Debug, Default)]
-struct Overheard(Mutex<Vec<u8>>);
+/// The secret of what this side says sealed in the handshake.
+#[derive(Debug)]
+struct Overheard {
+    label: &'static str,
+    secret: Mutex<Vec<u8>>,
+}
+
+impl Overheard {
+    fn of(side: Side) -> Arc<Self> {
+        Arc::new(Self {
+            label: match side {
+                Side::Client => "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+                Side::Server => "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+            },
+            secret: Mutex::default(),
+        })
+    }
+
+    fn key(&self) -> Key {
+        let secret = self.secret.lock().unwrap();
+        let secrets = ConnectionTrafficSecrets::Chacha20Poly1305 {
+            key: AeadKey::from(expand::<32>(&secret, "key")),
+            iv: Iv::from(expand::<12>(&secret, "iv")),
+        };
+        Key::new((0, secrets)).unwrap()
+    }
+}
 
 impl KeyLog for Overheard {
     fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
-        if label == "CLIENT_HANDSHAKE_TRAFFIC_SECRET" {
-            *self.0.lock().unwrap() = secret.to_vec();
+        if label == self.label {
+            *self.secret.lock().unwrap() = secret.to_vec();
         }
     }
 }
@@ -43,9 +67,9 @@ fn expand<const N: usize>(secret: &[u8], label: &str) -> [u8; N] {
     bytes
 }
 
-/// A server that waits for the last flight, and the key to write that with.
+/// A server that waits for the client's flight, and the key to write that with.
 fn waiting_server() -> (Negotiation, Key) {
-    let overheard = Arc::new(Overheard::default());
+    let overheard = Overheard::of(Side::Client);
     let mut config = client(SUITES[2], None);
     Arc::get_mut(&mut config).unwrap().key_log = overheard.clone();
     let mut theirs: Connection = ClientConnection::new(config, name()).unwrap().into();
@@ -53,29 +77,34 @@ fn waiting_server() -> (Negotiation, Key) {
     negotiation.receive(&take(&mut theirs));
     assert!(!negotiation.advance().unwrap());
     give(&mut theirs, negotiation.outgoing(), usize::MAX).unwrap();
-    let secret = overheard.0.lock().unwrap().clone();
-    let secrets = ConnectionTrafficSecrets::Chacha20Poly1305 {
-        key: AeadKey::from(expand::<32>(&secret, "key")),
-        iv: Iv::from(expand::<12>(&secret, "iv")),
-    };
-    (negotiation, Key::new((0, secrets)).unwrap())
+    (negotiation, overheard.key())
 }
 
-fn record(key: &mut Key, content: &[u8], padding: usize) -> Vec<u8> {
-    let mut record = vec![0; HEAD + content.len() + padding + TAIL];
-    record[HEAD..][..content.len()].copy_from_slice(content);
-    let kind = match padding {
-        0 => HANDSHAKE,
-        _ => {
-            record[HEAD + content.len()] = HANDSHAKE;
-            0
-        }
-    };
-    key.seal(&mut record, kind.into()).unwrap();
+/// A client that has seen ServerHello alone, and the key to write the rest with.
+fn waiting_client() -> (Negotiation, Key) {
+    let overheard = Overheard::of(Side::Server);
+    let mut config = server(SUITES[2], None);
+    Arc::get_mut(&mut config).unwrap().key_log = overheard.clone();
+    let mut theirs: Connection = ServerConnection::new(config).unwrap().into();
+    let mut negotiation = Setting::plain(SUITES[2], Side::Client).negotiation();
+    negotiation.advance().unwrap();
+    give(&mut theirs, negotiation.outgoing(), usize::MAX).unwrap();
+    let bytes = take(&mut theirs);
+    let hello = whole(&bytes).unwrap().unwrap();
+    negotiation.receive(&bytes[..hello]);
+    assert!(!negotiation.advance().unwrap());
+    (negotiation, overheard.key())
+}
+
+fn record(key: &mut Key, kind: u8, content: &[u8], padding: usize) -> Vec<u8> {
+    let mut inner = [content, &[kind], &vec![0; padding]].concat();
+    let last = inner.pop().unwrap();
+    let mut record = [&[0; HEAD], &inner[..], &[0; TAIL]].concat();
+    key.seal(&mut record, last.into()).unwrap();
     record
 }
 
-/// Sends these until it is too much. How many bytes were taken.
+/// Sends these until it is too much.
 fn check_bounded(negotiation: &mut Negotiation, mut next: impl FnMut() -> Vec<u8>) {
     let mut sent = 0;
     while sent < PLENTY {
@@ -94,7 +123,12 @@ fn a_message_in_padded_pieces_is_not_kept_forever() {
     let (mut negotiation, mut key) = waiting_server();
     let mut head = [11, 0, 0xff, 0xff].into_iter();
     check_bounded(&mut negotiation, || {
-        record(&mut key, &[head.next().unwrap_or(0)], PLAINTEXT - 1)
+        record(
+            &mut key,
+            HANDSHAKE,
+            &[head.next().unwrap_or(0)],
+            PLAINTEXT - 1,
+        )
     });
 }
 
@@ -103,7 +137,7 @@ fn a_message_in_small_pieces_is_not_kept_forever() {
     let (mut negotiation, mut key) = waiting_server();
     let mut head = [11, 0, 0xff, 0xff].into_iter();
     check_bounded(&mut negotiation, || {
-        record(&mut key, &[head.next().unwrap_or(0)], 0)
+        record(&mut key, HANDSHAKE, &[head.next().unwrap_or(0)], 0)
     });
 }
 
@@ -133,4 +167,57 @@ fn offering_early_data(mut hello: Vec<u8>) -> Vec<u8> {
     }
     hello.splice(at + 2..at + 2, EXTENSION);
     hello
+}
+
+/// What a stranger says: type, content, padding, and whether it is sealed.
+fn said() -> impl Strategy<Value = (u8, Vec<u8>, usize, bool)> {
+    let kind = prop_oneof![8 => Just(HANDSHAKE), 1 => Just(DATA), 1 => Just(ALERT), 1 => 19..25_u8];
+    let message = |head: &'static [u8]| (Just(head.to_vec()), 0..9_usize);
+    let content = prop_oneof![
+        // Parts of messages, and more than one.
+        prop::collection::vec(prop::sample::select(vec![0_u8, 1, 4, 8, 11, 20, 24]), 0..30),
+        prop_oneof![
+            message(&[8, 0, 0, 2, 0, 0, 11, 0, 0, 9]),
+            message(&[8, 0, 0, 2, 0, 0, 13]),
+            message(&[11, 0, 0, 4, 0, 0, 0, 0]),
+            message(&[11, 0, 0, 12, 0, 0, 0, 8, 0, 0, 3, 1, 2, 3, 0, 0]),
+            message(&[20, 0, 0, 32]),
+        ]
+        .prop_map(|(bytes, from)| bytes[from.min(bytes.len() - 1)..].to_vec()),
+        prop::collection::vec(any::<u8>(), 0..300),
+    ];
+    let padding = prop_oneof![4 => Just(0), 1 => 0..400_usize];
+    (kind, content, padding, prop::bool::weighted(0.9))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever a stranger seals, no handshake comes of it, and no panic.
+    #[test]
+    fn strangers_get_nowhere(
+        side in prop::sample::select(&SIDES[..]),
+        said in prop::collection::vec(said(), 1..40),
+        segment in prop_oneof![1..40_usize, 40..9000_usize],
+    ) {
+        let (mut negotiation, mut key) = match side {
+            Side::Client => waiting_client(),
+            Side::Server => waiting_server(),
+        };
+        let records = said.iter().map(|(kind, content, padding, sealed)| match sealed {
+            true => record(&mut key, *kind, content, *padding),
+            false => {
+                let length = (content.len() as u16).to_be_bytes();
+                [&[*kind, 3, 3], &length[..], &content[..]].concat()
+            }
+        });
+        let bytes = records.collect::<Vec<_>>().concat();
+        for segment in bytes.chunks(segment) {
+            negotiation.receive(segment);
+            match negotiation.advance() {
+                Ok(done) => prop_assert!(!done),
+                Err(_) => return Ok(()),
+            }
+        }
+    }
 }
