@@ -184,27 +184,59 @@ pub(crate) fn render(results: &Results, carriers: &[carrier::Kind]) -> String {
         .map(|(_, name)| (*name).to_owned());
     let mut rows: Vec<Vec<String>> = vec![head.collect()];
     rows.extend(lines(results).iter().map(|line| line.cells(carriers)));
+    let words = |column| column == 0 || adit && envoy && column + 1 == rows[0].len();
+    written(&rows, words)
+}
+
+/// The rows of Adit with several numbers of workers: each figure, and in brackets its ratio to
+/// direct TCP's of the same turns, where that says anything.
+pub(crate) fn by_workers(all: &[Results], workers: &[usize]) -> String {
+    let name = |count: &usize| format!("{count} worker{}", if *count == 1 { "" } else { "s" });
+    let head = std::iter::once("Adit".to_owned()).chain(workers.iter().map(name));
+    let mut rows: Vec<Vec<String>> = vec![head.collect()];
+    let columns: Vec<_> = all.iter().map(lines).collect();
+    let longest = columns.iter().map(Vec::len).max().unwrap_or(0);
+    for at in 0..longest {
+        let mut cells = Vec::new();
+        for lines in &columns {
+            let Some(line) = lines.get(at) else {
+                cells.push(NOTHING.to_owned());
+                continue;
+            };
+            if cells.is_empty() {
+                cells.push(format!("{}, {}", line.name, line.figure.unit));
+            }
+            let decimals = line.figure.decimals;
+            let value = line.values[1].map(|value| format!("{value:.decimals$}"));
+            let ratio = line.ratio(1, 0).filter(|_| line.against_direct);
+            let ratio = ratio.map_or(String::new(), |ratio| format!(" ({ratio:.2})"));
+            cells.push(value.unwrap_or(NOTHING.to_owned()) + &ratio);
+        }
+        rows.push(cells);
+    }
+    written(&rows, |column| column == 0)
+}
+
+/// Rows of cells, the first of them the head, as Markdown.
+fn written(rows: &[Vec<String>], words: impl Fn(usize) -> bool) -> String {
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         })
         .collect();
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
         for (column, cell) in row.iter().enumerate() {
             let gap = widths[column] - cell.chars().count();
-            let words = column == 0 || row.len() == 8 && column == 7;
-            let (left, right) = if words { (0, gap) } else { (gap, 0) };
+            let (left, right) = if words(column) { (0, gap) } else { (gap, 0) };
             let _ = write!(text, "| {:left$}{cell}{:right$} ", "", "");
         }
         text.push_str("|\n");
         if number == 0 {
             for (column, width) in widths.iter().enumerate() {
-                let words = column == 0 || row.len() == 8 && column == 7;
-                let _ = write!(text, "|{:-<width$}{}", "", if words { "--" } else { "-:" });
+                let end = if words(column) { "--" } else { "-:" };
+                let _ = write!(text, "|{:-<width$}{end}", "");
             }
             text.push_str("|\n");
         }
