@@ -7,6 +7,7 @@
 //! Both halves of a tunnel live in this process, over loopback, on one thread. What is made ready
 //! beforehand, handshakes above all, is not counted; nor is anything that the kernel does.
 
+#![expect(clippy::exit, reason = "the macro `main!` of the library does it")]
 #![allow(
     clippy::disallowed_methods,
     reason = "the rules are for the daemon; this stands outside of it"

@@ -3,10 +3,21 @@
 //! A task ends with its [`Task`], unless it is [detached](Task::detach). A panic in one is caught
 //! by the runtime, logged with the task's name, and ends nothing else.
 
+use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
-use futures_util::FutureExt;
+use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
+
+thread_local! {
+    /// How often tasks of this thread were polled.
+    static POLLS: Cell<u64> = const { Cell::new(0) };
+    /// Who waits for that.
+    static WATCHER: RefCell<Option<Waker>> = const { RefCell::new(None) };
+}
 
 /// A running task. Dropping it aborts the task.
 #[derive(Debug)]
@@ -38,13 +49,13 @@ impl Drop for Task {
 ///
 /// # Panics
 ///
-/// Outside of a `LocalSet`.
+/// Outside of a `LocalRuntime` or a `LocalSet`.
 pub fn spawn_local(name: &'static str, work: impl Future<Output = ()> + 'static) -> Task {
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that spawns"
     )]
-    Task(Some(tokio::task::spawn_local(watched(name, work))))
+    Task(Some(tokio::task::spawn_local(watched(name, work, true))))
 }
 
 /// Spawns a task that may move between threads.
@@ -57,7 +68,7 @@ pub fn spawn(name: &'static str, work: impl Future<Output = ()> + Send + 'static
         clippy::disallowed_methods,
         reason = "this is the one place that spawns"
     )]
-    Task(Some(tokio::spawn(watched(name, work))))
+    Task(Some(tokio::spawn(watched(name, work, true))))
 }
 
 /// Runs blocking work beside the runtime; `None` when it panicked, which is logged.
@@ -76,11 +87,75 @@ pub async fn blocking<T: Send + 'static>(
     done.ok()
 }
 
-async fn watched(name: &'static str, work: impl Future<Output = ()>) {
-    // The state a panicking task leaves behind is its own; what it shares is cells and maps whose
-    // operations do not unwind half-way.
-    let work = std::panic::AssertUnwindSafe(work);
-    if work.catch_unwind().await.is_err() {
-        tracing::error!(task = name, "task panicked");
+/// How often tasks of this thread have been polled: work that came up.
+#[must_use]
+pub fn polls() -> u64 {
+    POLLS.get()
+}
+
+/// Waits until a task of this thread has been polled. One task of a thread may wait; it must have
+/// been spawned by [`spawn_watcher`], or it waits for itself.
+pub async fn polled() {
+    let before = polls();
+    std::future::poll_fn(|cx| {
+        if polls() != before {
+            return Poll::Ready(());
+        }
+        WATCHER.set(Some(cx.waker().clone()));
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Lets all that is ready on this thread run, and what the kernel has ready besides.
+pub async fn yield_now() {
+    tokio::task::yield_now().await;
+}
+
+/// As [`spawn_local`], for the one task that looks at the others: it does not count as work.
+///
+/// # Panics
+///
+/// As [`spawn_local`].
+pub fn spawn_watcher(name: &'static str, work: impl Future<Output = ()> + 'static) -> Task {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that spawns"
+    )]
+    Task(Some(tokio::task::spawn_local(watched(name, work, false))))
+}
+
+fn watched<F>(name: &'static str, work: F, counts: bool) -> Watched<F> {
+    Watched { work, name, counts }
+}
+
+pin_project! {
+    /// A task's work, in the place where the task has it: no copy of it is kept on the way there.
+    struct Watched<F> {
+        #[pin]
+        work: F,
+        name: &'static str,
+        counts: bool,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if *this.counts {
+            POLLS.set(POLLS.get() + 1);
+            if let Some(watcher) = WATCHER.take() {
+                watcher.wake();
+            }
+        }
+        // The state a panicking task leaves behind is its own; what it shares is cells and maps
+        // whose operations do not unwind half-way.
+        let polled = panic::catch_unwind(AssertUnwindSafe(|| this.work.poll(cx)));
+        polled.unwrap_or_else(|_| {
+            tracing::error!(task = this.name, "task panicked");
+            Poll::Ready(())
+        })
     }
 }

@@ -9,16 +9,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::libc;
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::capture::Port;
 use crate::mesh::{OriginalDst, canonical};
+use crate::sys::socket::{Acceptor, AppSocket};
 
-/// A connection of an enrolled pod. The socket sends without delay (`TCP_NODELAY`).
+/// A connection of an enrolled pod.
 #[derive(Debug)]
 pub struct Captured {
     /// The socket to whoever dialled.
-    pub socket: TcpStream,
+    pub socket: AppSocket,
     /// Who dialled, as this pod sees it; canonical.
     pub source: SocketAddr,
     /// What was dialled.
@@ -64,7 +64,7 @@ pub enum AcceptError {
 ///
 /// See [`AcceptError`]. A connection that ends before it is accepted is no error; the next one is
 /// waited for.
-pub async fn accept(listener: &TcpListener, port: Port) -> Result<Accepted, AcceptError> {
+pub async fn accept(listener: &Acceptor, port: Port) -> Result<Accepted, AcceptError> {
     let (socket, source) = loop {
         match listener.accept().await {
             Ok(accepted) => break accepted,
@@ -72,10 +72,8 @@ pub async fn accept(listener: &TcpListener, port: Port) -> Result<Accepted, Acce
         }
     };
     let source = canonical(source);
-    let dialled = canonical(socket.local_addr().map_err(AcceptError::Broken)?);
+    let dialled = canonical(socket.tcp().local_addr().map_err(AcceptError::Broken)?);
     let Some(original_dst) = classify(port, dialled) else {
-        // Without lingering, to close is to reset.
-        let _ = socket.set_zero_linger();
         return Ok(Accepted::Refused(Refused { source, dialled }));
     };
     Ok(Accepted::Captured(Captured {

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use crate::capture::commit::{before, connections, end};
@@ -19,7 +19,7 @@ use crate::sys::netlink;
 use crate::sys::netns::Netns;
 use crate::sys::route::{self, Routing};
 use crate::sys::sockdiag::{self, Tcp};
-use crate::sys::socket;
+use crate::sys::socket::{self, Listener};
 
 /// How many connections may wait to be accepted, per listener. The pod's `net.core.somaxconn`
 /// bounds it.
@@ -223,9 +223,7 @@ impl Capture {
         }
         let mut made = Vec::new();
         for worker in (0..self.options.workers).filter(|worker| !there.contains(worker)) {
-            let listener: TcpListener = socket::listener(&self.netns, addr, BACKLOG)
-                .map_err(failed)?
-                .into();
+            let listener = socket::listener(&self.netns, addr, BACKLOG).map_err(failed)?;
             let inode = inode(&listener).map_err(failed)?;
             made.push((worker, inode, listener));
         }
@@ -313,7 +311,7 @@ fn loopback(port: Port, family: Family) -> SocketAddr {
     SocketAddr::new(ip, port.number())
 }
 
-fn inode(listener: &TcpListener) -> std::io::Result<u32> {
+fn inode(listener: &Listener) -> std::io::Result<u32> {
     let stat = nix::sys::stat::fstat(listener)?;
     // sock_diag tells the lower half; socket inodes are counted with 32 bits.
     Ok((stat.st_ino & 0xffff_ffff) as u32)

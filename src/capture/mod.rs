@@ -21,9 +21,10 @@ mod rules;
 mod verify;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::mesh::{Family, TUNNEL_PORT};
+use crate::sys::socket::Listener;
 
 pub use accept::{ACCEPT_PAUSE, AcceptError, Accepted, Captured, Refused, accept, classify};
 pub use enrol::{Capture, Options, clean, enrol, leftover};
@@ -76,21 +77,21 @@ impl Port {
     }
 }
 
-/// The listeners of one pod that one worker serves, one per family. The worker makes them tokio
-/// listeners and calls [`accept()`] on each.
+/// The listeners of one pod that one worker serves, one per family. The worker puts
+/// them on its runtime ([`Listener::accepting`]) and calls [`accept()`] on each.
 #[derive(Debug, Default)]
 pub struct WorkerListeners {
     /// On [`Port::Outbound`].
-    pub outbound: Vec<TcpListener>,
+    pub outbound: Vec<Listener>,
     /// On [`Port::Inbound`].
-    pub inbound: Vec<TcpListener>,
+    pub inbound: Vec<Listener>,
     /// On [`Port::Tunnel`].
-    pub tunnel: Vec<TcpListener>,
+    pub tunnel: Vec<Listener>,
 }
 
 impl WorkerListeners {
     /// The listeners on one of the ports.
-    pub fn on(&mut self, port: Port) -> &mut Vec<TcpListener> {
+    pub fn on(&mut self, port: Port) -> &mut Vec<Listener> {
         match port {
             Port::Outbound => &mut self.outbound,
             Port::Inbound => &mut self.inbound,

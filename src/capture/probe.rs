@@ -4,7 +4,7 @@
 //! per pod becomes one message that names the cause and what to do.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::libc;
@@ -16,6 +16,7 @@ use crate::capture::existing::Existing;
 use crate::capture::nft::{self, Failure};
 use crate::sys::netns::Netns;
 use crate::sys::route::Routing;
+use crate::sys::socket::Listener;
 
 /// Why this machine cannot capture.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +134,7 @@ pub fn probe() -> Result<(), Unfit> {
 }
 
 /// Connects to far away and looks whether it arrives here.
-fn try_one(netns: &Netns, listener: &TcpListener) -> io::Result<()> {
+fn try_one(netns: &Netns, listener: &Listener) -> io::Result<()> {
     let limit = Duration::from_secs(2);
     let _client = std::thread::scope(|scope| {
         let inside = scope.spawn(|| netns.enter(|| TcpStream::connect_timeout(&FAR, limit)));
@@ -141,10 +142,11 @@ fn try_one(netns: &Netns, listener: &TcpListener) -> io::Result<()> {
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("thread panicked")))
     })??;
+    let listener = SockRef::from(listener);
     listener.set_nonblocking(false)?;
-    SockRef::from(listener).set_read_timeout(Some(limit))?;
+    listener.set_read_timeout(Some(limit))?;
     let (accepted, _) = listener.accept()?;
-    if accepted.local_addr()? == FAR {
+    if accepted.local_addr()?.as_socket() == Some(FAR) {
         Ok(())
     } else {
         Err(io::Error::other("the original destination is lost"))

@@ -11,7 +11,6 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use nix::libc;
@@ -21,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use crate::pipe::CHUNK;
+use crate::sys::socket::AppSocket;
 
 /// Reads up to this are copied out of the thread's buffer, so that they do not pin it.
 const SMALL: usize = 8 * 1024;
@@ -51,28 +51,37 @@ fn take(buffer: &mut BytesMut) -> Bytes {
     bytes
 }
 
-/// An application's socket. Closed before [`finish`](Self::finish), it is reset, whoever closes it:
-/// should the process be killed, the kernel does, and a FIN from it would be taken for an end.
+/// An application's socket. Closed before [`finish`](Self::finish), it is reset.
 #[derive(Debug)]
 pub(crate) struct App {
-    tcp: TcpStream,
+    socket: AppSocket,
+    /// The application's FIN has been read.
+    heard_end: bool,
 }
 
 impl App {
-    pub(crate) fn new(tcp: TcpStream) -> Self {
-        // close(2) with a zero linger time sends RST (tcp(7)). A socket that cannot be set is broken
-        // already.
-        let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
-        Self { tcp }
+    pub(crate) fn new(socket: AppSocket) -> Self {
+        Self {
+            socket,
+            heard_end: false,
+        }
     }
 
     /// Ready when a read might find bytes, a FIN or an error.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp.poll_read_ready(cx)
+        if self.socket.is_unread() {
+            return Poll::Ready(Ok(()));
+        }
+        self.tcp().poll_read_ready(cx)
     }
 
-    pub(crate) fn socket(&self) -> &TcpStream {
-        &self.tcp
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        self.socket.tcp()
+    }
+
+    /// What could be sent at once has been sent; whether that was anything.
+    pub(crate) fn begun(&mut self, sent: bool) {
+        self.socket.begun(sent);
     }
 
     /// Reads by `read`, and waits for readiness after its "not now".
@@ -80,7 +89,13 @@ impl App {
         &self,
         read: impl FnOnce(&TcpStream) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.tcp.try_io(Interest::READABLE, || read(&self.tcp))
+        let tcp = self.tcp();
+        tcp.try_io(Interest::READABLE, || read(tcp))
+    }
+
+    /// The application's FIN was read, by [`try_read`](Self::try_read).
+    pub(crate) fn hear_end(&mut self) {
+        self.heard_end = true;
     }
 
     /// Reads what there is, up to `room`, and whether the FIN is behind it. Nothing and no FIN
@@ -140,11 +155,22 @@ impl App {
         while buffer.len() < room {
             let most = room - buffer.len();
             let mut spare = (&mut *buffer).limit(most);
-            match poll_read_buf(Pin::new(&mut self.tcp), cx, &mut spare) {
-                Poll::Ready(Ok(0)) => return Ok(true),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => break,
+            let count = if self.socket.is_unread() {
+                match self.socket.read_now(&mut spare) {
+                    // That was all.
+                    Ok(count) if 0 < count && count < most => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    read => read?,
+                }
+            } else {
+                match poll_read_buf(Pin::new(self.socket.tcp_mut()), cx, &mut spare) {
+                    Poll::Ready(read) => read?,
+                    Poll::Pending => break,
+                }
+            };
+            if count == 0 {
+                self.heard_end = true;
+                return Ok(true);
             }
         }
         Ok(false)
@@ -152,7 +178,7 @@ impl App {
 
     /// Writes what there is room for, now.
     pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        SockRef::from(&self.tcp).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
+        SockRef::from(self.tcp()).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
     }
 
     /// Waits for room to write, and for failure: ready when either may have come.
@@ -162,11 +188,11 @@ impl App {
     /// The connection has failed.
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-        let _ = self.tcp.try_io(Interest::WRITABLE, none);
-        match self.tcp.poll_write_ready(cx) {
+        let _ = self.tcp().try_io(Interest::WRITABLE, none);
+        match self.tcp().poll_write_ready(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) => match self.tcp.take_error()? {
+            Poll::Ready(Ok(())) => match self.tcp().take_error()? {
                 Some(error) => Poll::Ready(Err(error)),
                 None => Poll::Ready(Ok(())),
             },
@@ -186,9 +212,13 @@ impl App {
         }
     }
 
-    /// Sends the FIN.
-    pub(crate) fn end(&self) -> io::Result<()> {
-        match SockRef::from(&self.tcp).shutdown(Shutdown::Write) {
+    /// Sends the FIN. If this is the `last` of both directions, that is left to closing, which
+    /// [`finish`](Self::finish) allows: a system call less.
+    pub(crate) fn end(&self, last: bool) -> io::Result<()> {
+        if last && self.heard_end {
+            return Ok(());
+        }
+        match SockRef::from(self.tcp()).shutdown(Shutdown::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {
                 Err(io::ErrorKind::ConnectionReset.into())
             }
@@ -196,8 +226,8 @@ impl App {
         }
     }
 
-    /// Both directions have ended: closing is no reset any more.
-    pub(crate) fn finish(&mut self) {
-        let _ = SockRef::from(&self.tcp).set_linger(None);
+    /// Both directions have ended, but for a FIN that closing sends: it is no reset any more.
+    pub(crate) fn finish(&self) {
+        self.socket.finish();
     }
 }

@@ -5,14 +5,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::IpBindAddressNoPort;
-use tokio::net::{TcpSocket, TcpStream};
-
 use crate::authorize::Permit;
 use crate::mesh::Direction;
 use crate::sys::netns::Netns;
-use crate::sys::socket::{connect_announced, connect_from, connector};
+use crate::sys::socket::{AppSocket, Reach, connect, connect_announced, connect_from};
 
 /// From the first SYN to a connection, at most.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -99,7 +95,7 @@ pub async fn dial(
     permit: &Permit,
     netns: &Netns,
     from: Option<IpAddr>,
-) -> Result<TcpStream, Error> {
+) -> Result<AppSocket, Error> {
     let flow = permit.flow();
     let to = flow.destination.addr;
     let from = from.filter(|from| from.is_ipv4() == to.is_ipv4());
@@ -111,15 +107,11 @@ pub async fn dial(
             within(to, connect_from(netns, from, to, avoid)).await
         }
         from => {
-            let made = connector(netns, to.ip()).and_then(|socket| {
-                if let Some(from) = from {
-                    setsockopt(&socket, IpBindAddressNoPort, &true)?;
-                    socket.bind(&SocketAddr::new(from, 0).into())?;
-                }
-                Ok(socket)
-            });
-            let socket = TcpSocket::from_std_stream(made.map_err(Error::Socket)?.into());
-            within(to, socket.connect(to)).await
+            let reach = match flow.direction {
+                Direction::Inbound => Reach::Application,
+                Direction::Outbound => Reach::Elsewhere,
+            };
+            within(to, connect(netns, from, to, reach)).await
         }
     }
 }
@@ -137,8 +129,8 @@ pub async fn dial_announced<T>(
     from: IpAddr,
     to: SocketAddr,
     announce: impl FnMut(SocketAddr) -> Option<T>,
-) -> Result<(TcpStream, T), Error> {
-    within(to, connect_announced(netns, from, to, None, announce)).await
+) -> Result<(AppSocket, T), Error> {
+    within(to, connect_announced(netns, from, to, announce)).await
 }
 
 async fn within<T>(

@@ -19,8 +19,8 @@ mod relay;
 mod splice;
 
 pub use dial::{Error, dial, dial_announced};
-pub use relay::relay;
-pub use splice::splice;
+pub use relay::{Relay, relay};
+pub use splice::{Splice, splice};
 
 use std::cell::Cell;
 use std::fmt;
@@ -36,6 +36,12 @@ pub struct Meter {
     pub sent: Cell<u64>,
     /// From the far side to the near side, counted when the near side's socket has it.
     pub received: Cell<u64>,
+}
+
+impl AsRef<Self> for Meter {
+    fn as_ref(&self) -> &Self {
+        self
+    }
 }
 
 impl Meter {

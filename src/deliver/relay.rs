@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::authorize::Permit;
 use crate::deliver::app::App;
 use crate::deliver::{End, Fault, Meter, Side};
 use crate::pipe::{CHUNK, Duplex, Stopped};
+use crate::sys::socket::AppSocket;
 
 /// Bytes that one poll moves in one direction, at most, before other connections have their turn.
 const TURN: usize = 4 * CHUNK;
@@ -27,12 +27,11 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Joins `app` (the near side) and `stream` (the far side) until both directions have ended.
 ///
 /// Dropped earlier, it resets both.
-pub fn relay<'a, S: Duplex + Unpin + 'a>(
-    _permit: &Permit,
-    app: TcpStream,
-    stream: S,
-    meter: &'a Meter,
-) -> impl Future<Output = End> + use<'a, S> {
+pub fn relay<S, M>(_permit: &Permit, app: AppSocket, stream: S, meter: M) -> Relay<S, M>
+where
+    S: Duplex + Unpin,
+    M: AsRef<Meter> + Unpin,
+{
     Relay {
         app: App::new(app),
         stream,
@@ -45,10 +44,13 @@ pub fn relay<'a, S: Duplex + Unpin + 'a>(
     }
 }
 
-struct Relay<'a, S> {
+/// An application joined with a stream: a future of their [`End`]. It has a name so that whoever
+/// carries many can keep them flat.
+#[must_use = "it moves nothing until it is polled"]
+pub struct Relay<S, M> {
     app: App,
     stream: S,
-    meter: &'a Meter,
+    meter: M,
     /// Sent before the far side accepted.
     unconfirmed: usize,
     up: Up,
@@ -82,13 +84,12 @@ impl Failure {
     }
 }
 
-impl<S: Duplex + Unpin> Future for Relay<'_, S> {
+impl<S: Duplex + Unpin, M: AsRef<Meter> + Unpin> Future for Relay<S, M> {
     type Output = End;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
-        let moved = this.poll_down(cx).and_then(|()| this.poll_up(cx));
-        match moved {
+        match this.poll_both(cx) {
             Err(Failure(side, fault)) => {
                 this.by.get_or_insert(side);
                 this.stream.reset();
@@ -103,14 +104,26 @@ impl<S: Duplex + Unpin> Future for Relay<'_, S> {
     }
 }
 
-impl<S: Duplex> Relay<'_, S> {
+impl<S: Duplex, M: AsRef<Meter>> Relay<S, M> {
     fn end(&self, fault: Option<Fault>) -> End {
+        let meter = self.meter.as_ref();
         End {
-            sent: self.meter.sent.get(),
-            received: self.meter.received.get(),
+            sent: meter.sent.get(),
+            received: meter.received.get(),
             by: self.by.unwrap_or(Side::Near),
             fault,
         }
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        self.poll_down(cx)?;
+        self.app.begun(self.meter.as_ref().received.get() > 0);
+        self.poll_up(cx)?;
+        if self.up == Up::Ended && self.down == Down::Ended {
+            return Ok(());
+        }
+        // Last, because what was read told of most ends already, and this asks the kernel.
+        self.app.poll_failed(cx).map_err(Failure::app)
     }
 
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
@@ -138,16 +151,17 @@ impl<S: Duplex> Relay<'_, S> {
                 }
                 if moved >= TURN {
                     cx.waker().wake_by_ref();
-                    return self.app.poll_failed(cx).map_err(Failure::app);
+                    return Ok(());
                 }
             }
             if self.down == Down::Open && self.stream.ended() {
-                self.app.end().map_err(Failure::app)?;
+                let last = self.up == Up::Ended;
+                self.app.end(last).map_err(Failure::app)?;
                 self.down = Down::Ended;
                 self.by.get_or_insert(Side::Far);
             }
             if !news && moved == before {
-                return self.app.poll_failed(cx).map_err(Failure::app);
+                return Ok(());
             }
         }
     }
@@ -160,7 +174,8 @@ impl<S: Duplex> Relay<'_, S> {
             Poll::Pending => false,
         };
         if self.unconfirmed > 0 && self.stream.accepted() {
-            self.meter.add_sent(std::mem::take(&mut self.unconfirmed));
+            let confirmed = std::mem::take(&mut self.unconfirmed);
+            self.meter.as_ref().add_sent(confirmed);
         }
         Ok(news)
     }
@@ -170,7 +185,7 @@ impl<S: Duplex> Relay<'_, S> {
         let count = self.stream.slices(&mut slices);
         let written = self.app.write(&slices[..count])?;
         self.stream.consume(written);
-        self.meter.add_received(written);
+        self.meter.as_ref().add_received(written);
         Ok(written)
     }
 
@@ -218,7 +233,7 @@ impl<S: Duplex> Relay<'_, S> {
             return self.stop(stopped);
         }
         if self.stream.accepted() {
-            self.meter.add_sent(count);
+            self.meter.as_ref().add_sent(count);
         } else {
             self.unconfirmed += count;
         }

@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
-use tokio::net::TcpStream;
 
 use crate::authorize::Permit;
 use crate::deliver::app::{App, Ends};
 use crate::deliver::duct::Duct;
 use crate::deliver::{End, Fault, Meter, Side};
 use crate::pipe::CHUNK;
+use crate::sys::socket::AppSocket;
 
 /// Bytes that one poll moves in one direction, at most, before other connections have their turn.
 const TURN: usize = 4 * CHUNK;
@@ -24,12 +24,10 @@ const MUCH: usize = CHUNK;
 /// Joins `near` and `far` until both directions have ended.
 ///
 /// Dropped earlier, it resets both.
-pub fn splice<'a>(
-    _permit: &Permit,
-    near: TcpStream,
-    far: TcpStream,
-    meter: &'a Meter,
-) -> impl Future<Output = End> + use<'a> {
+pub fn splice<M>(_permit: &Permit, near: AppSocket, far: AppSocket, meter: M) -> Splice<M>
+where
+    M: AsRef<Meter> + Unpin,
+{
     Splice {
         near: App::new(near),
         far: App::new(far),
@@ -40,10 +38,12 @@ pub fn splice<'a>(
     }
 }
 
-struct Splice<'a> {
+/// Two joined sockets: a future of their [`End`].
+#[must_use = "it moves nothing until it is polled"]
+pub struct Splice<M> {
     near: App,
     far: App,
-    meter: &'a Meter,
+    meter: M,
     up: Lane,
     down: Lane,
     by: Option<Side>,
@@ -59,7 +59,7 @@ struct Lane {
     ended: bool,
 }
 
-impl Future for Splice<'_> {
+impl<M: AsRef<Meter> + Unpin> Future for Splice<M> {
     type Output = End;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
@@ -76,16 +76,17 @@ impl Future for Splice<'_> {
             }
             Ok(()) => return Poll::Pending,
         };
+        let meter = this.meter.as_ref();
         Poll::Ready(End {
-            sent: this.meter.sent.get(),
-            received: this.meter.received.get(),
+            sent: meter.sent.get(),
+            received: meter.received.get(),
             by: this.by.unwrap_or(Side::Near),
             fault,
         })
     }
 }
 
-impl Splice<'_> {
+impl<M: AsRef<Meter>> Splice<M> {
     fn poll_lanes(&mut self, cx: &mut Context<'_>) -> Result<(), (Side, io::Error)> {
         let Self {
             near,
@@ -95,7 +96,8 @@ impl Splice<'_> {
             down,
             by,
         } = self;
-        up.poll(cx, near, far, |count| meter.add_sent(count))
+        let meter = M::as_ref(meter);
+        up.poll(cx, near, far, down.ended, |count| meter.add_sent(count))
             .map_err(|(end, error)| match end {
                 Ends::From => (Side::Near, error),
                 Ends::To => (Side::Far, error),
@@ -103,7 +105,7 @@ impl Splice<'_> {
         if up.got_end {
             by.get_or_insert(Side::Near);
         }
-        down.poll(cx, far, near, |count| meter.add_received(count))
+        down.poll(cx, far, near, up.ended, |count| meter.add_received(count))
             .map_err(|(end, error)| match end {
                 Ends::From => (Side::Far, error),
                 Ends::To => (Side::Near, error),
@@ -111,6 +113,11 @@ impl Splice<'_> {
         if down.got_end {
             by.get_or_insert(Side::Far);
         }
+        if up.ended && down.ended {
+            return Ok(());
+        }
+        near.begun(meter.received.get() > 0);
+        far.begun(meter.sent.get() > 0);
         near.poll_failed(cx).map_err(|error| (Side::Near, error))?;
         far.poll_failed(cx).map_err(|error| (Side::Far, error))
     }
@@ -122,6 +129,7 @@ impl Lane {
         cx: &mut Context<'_>,
         from: &mut App,
         to: &App,
+        last: bool,
         mut count: impl FnMut(usize),
     ) -> Result<(), (Ends, io::Error)> {
         let mut moved = 0;
@@ -143,7 +151,7 @@ impl Lane {
                 continue;
             }
             if self.got_end {
-                to.end().map_err(|error| (Ends::To, error))?;
+                to.end(last).map_err(|error| (Ends::To, error))?;
                 (self.ended, self.duct) = (true, None);
                 return Ok(());
             }
@@ -181,7 +189,7 @@ impl Lane {
 
     fn write(&mut self, to: &App) -> io::Result<usize> {
         if let (true, Some(duct)) = (self.rest.is_empty(), &mut self.duct) {
-            return duct.empty(to.socket());
+            return duct.empty(to.tcp());
         }
         let written = to.write(&[IoSlice::new(&self.rest)])?;
         self.rest.advance(written);
@@ -192,13 +200,16 @@ impl Lane {
     }
 
     /// Fills the duct. When there is nothing to fill it with, it goes back.
-    fn fill(&mut self, from: &App) -> io::Result<usize> {
+    fn fill(&mut self, from: &mut App) -> io::Result<usize> {
         let Some(duct) = &mut self.duct else {
             return Ok(0);
         };
         let filled = from.try_read(|socket| duct.fill(socket));
         match filled {
-            Ok(0) => self.got_end = true,
+            Ok(0) => {
+                self.got_end = true;
+                from.hear_end();
+            }
             Ok(_) => return filled,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return filled,

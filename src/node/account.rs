@@ -2,19 +2,23 @@
 //!
 //! An account is opened when a connection is accepted and closed when it has ended, whatever the
 //! end: so there is exactly one record and one count per connection. In between it learns what the
-//! journey finds out.
+//! journey finds out. Once the connection is permitted, what it was is with the [`Connection`],
+//! and the account itself goes when the connection is set up.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::authorize::{DryRun, Permit};
-use crate::deliver::{End, Fault, Meter};
+use crate::deliver::{End, Fault};
+use crate::mesh::policy::PolicyName;
 use crate::mesh::{Direction, Flow, Local, Path, Peer, Service, TunnelAddr, Workload};
+use crate::node::carry::{Carrying, Joined};
 use crate::node::error::{Chain, Error, of_tunnel};
-use crate::node::live::{Cut, Entered};
+use crate::node::live::{Connection, Cut, Entered};
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
 use crate::telemetry::Outcome;
@@ -22,44 +26,40 @@ use crate::telemetry::access;
 use crate::telemetry::metrics::{DryRun as DryRunLabels, Opened, Reason};
 use crate::tunnel;
 
-/// One connection's account.
+/// The account of a connection that is being set up.
 pub(crate) struct Account {
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
     id: u64,
     direction: Direction,
     source: SocketAddr,
     since: Instant,
-    tally: Rc<Tally>,
     dialled: Cell<Option<SocketAddr>>,
     workload: RefCell<Option<Arc<Workload>>>,
-    permit: OnceCell<Rc<Permit>>,
     via: Cell<Option<TunnelAddr>>,
+    live: OnceCell<Entered>,
 }
 
 impl Account {
-    /// Opens the account of a connection that was just accepted from `source`.
-    pub(crate) fn open(worker: &Worker, direction: Direction, source: SocketAddr) -> Self {
+    /// Opens the account of a connection that was just accepted in `pod` from `source`.
+    pub(crate) fn open(
+        worker: &Rc<Worker>,
+        pod: &Rc<Pod>,
+        direction: Direction,
+        source: SocketAddr,
+    ) -> Self {
         Self {
+            worker: worker.clone(),
+            pod: pod.clone(),
             id: worker.next_id(),
             direction,
             source,
             since: Instant::now(),
-            tally: Rc::default(),
             dialled: Cell::new(None),
             workload: RefCell::default(),
-            permit: OnceCell::new(),
             via: Cell::new(None),
+            live: OnceCell::new(),
         }
-    }
-
-    /// Where the relay counts its bytes; its near side is the source.
-    pub(crate) fn meter_from_source(&self) -> &Meter {
-        &self.tally.meter
-    }
-
-    /// Where the relay counts its bytes; its near side is the destination.
-    pub(crate) fn meter_from_destination(&self) -> &Meter {
-        self.tally.flipped.set(true);
-        &self.tally.meter
     }
 
     /// The address that was asked for.
@@ -75,33 +75,37 @@ impl Account {
     /// It goes through this tunnel port.
     pub(crate) fn via(&self, via: TunnelAddr) {
         self.via.set(Some(via));
+        if let Some(live) = self.live.get() {
+            live.via.set(Some(via));
+        }
     }
 
-    /// It may pass: from here on it counts as opened, and is among the live connections of the
-    /// captured `pod`. Call this without a pause after the decision, or a change is missed.
-    pub(crate) fn permitted(&self, worker: &Worker, pod: &Pod, permit: &Rc<Permit>) -> Entered {
-        let _ = self.permit.set(permit.clone());
-        self.record(worker, permit.flow()).opened();
-        let opened = worker.recorder.opened(permit.flow(), self.since);
-        *self.tally.opened.borrow_mut() = Some(opened);
-        let live = worker
-            .live
-            .enter(self.id, &pod.uid, permit, &self.tally, self.since);
-        if !worker.serves(pod) {
-            // Accepted before the pod was released, and nobody will come to end it.
-            live.end(Cut::PodReleased);
-        }
-        live
+    /// It may pass: from here on it counts as opened, and is among the live connections of its
+    /// pod. Call this once, without a pause after the decision, or a change is missed.
+    pub(crate) fn permitted(&self, permit: Permit) -> &Rc<Connection> {
+        self.live.get_or_init(|| {
+            let (worker, pod) = (&self.worker, &self.pod);
+            record(worker, self.id, permit.flow(), self.via.get()).opened();
+            let opened = worker.recorder.opened(permit.flow(), self.since);
+            let connection = Connection::new(self.id, (worker, pod), permit, opened, self.since);
+            connection.via.set(self.via.get());
+            let live = Entered::new(connection);
+            if !worker.serves(pod) {
+                // Accepted before the pod was released, and nobody will come to end it.
+                live.end(Cut::PodReleased);
+            }
+            live
+        })
     }
 
     /// A dry-run policy would have decided otherwise.
-    pub(crate) fn would(&self, worker: &Worker, would: &DryRun) {
+    pub(crate) fn would(&self, would: &DryRun) {
         let policy = would.policy.to_string();
         let labels = DryRunLabels {
             policy,
             verdict: would.would.reason(),
         };
-        worker
+        self.worker
             .shared
             .metrics
             .daemon
@@ -118,69 +122,52 @@ impl Account {
         );
     }
 
-    /// Closes the account: counts, and writes the access record.
-    pub(crate) fn close(self, worker: &Worker, ended: Result<End, Error>) {
-        let now = Instant::now();
-        let (outcome, error) = match &ended {
-            Ok(end) => (of_end(end), end.fault.as_ref().map(|fault| Chain(fault))),
-            Err(error) => (error.outcome(), Some(Chain(error))),
+    /// The set-up is over: what was joined is to be carried on, and what failed is closed.
+    pub(crate) fn settle(mut self, set_up: Result<Joined, Error>) -> Option<Carrying> {
+        let live = self.live.take();
+        let error = match set_up {
+            Ok(joined) => {
+                let live = live.expect("only what was permitted has a meter to be joined with");
+                return Some(Carrying::On(live, joined));
+            }
+            Err(error) => error,
         };
-        if let Err(Error::Authorize(refusal)) = &ended {
-            let reason = Reason {
-                reason: refusal.denial.reason(),
-            };
-            worker
-                .shared
-                .metrics
-                .daemon
-                .policy_denials
-                .get_or_create(&reason)
-                .inc();
+        match live {
+            Some(live) => {
+                let connection = (*live).clone();
+                drop(live);
+                connection.close(Err(error));
+            }
+            None => self.refuse(error),
         }
-        if outcome == Outcome::PolicyChanged {
-            worker.shared.metrics.daemon.policy_cuts.inc();
-        }
+        None
+    }
+
+    /// Closes the account of a connection that was not permitted.
+    fn refuse(self, error: Error) {
         let described;
-        let flow = match (self.permit.get(), &ended) {
-            (Some(permit), _) => permit.flow(),
-            (None, Err(Error::Authorize(refusal))) => &refusal.flow,
-            (None, Err(Error::Identify(unroutable))) => {
+        let flow = match &error {
+            Error::Authorize(refusal) => &refusal.flow,
+            Error::Identify(unroutable) => {
                 described = self.describe(Some(unroutable.service().clone()));
                 &described
             }
-            (None, _) => {
+            _ => {
                 described = self.describe(None);
                 &described
             }
         };
-        let policy = match &ended {
-            Err(Error::Authorize(refusal)) => refusal.denial.policy(),
-            Err(Error::Cut(Cut::PolicyChanged(denial))) => denial.policy(),
-            _ => self.permit.get().and_then(|permit| permit.granted_by()),
-        };
-        let (requested, responded) = self.tally.moved();
-        self.record(worker, flow).closed(&access::End {
-            outcome,
-            error: error.as_ref().map(|error| error as &dyn std::fmt::Display),
-            policy: policy.map(|policy| policy as &dyn std::fmt::Display),
-            source_to_destination: requested,
-            destination_to_source: responded,
-            duration: now.saturating_duration_since(self.since),
-        });
-        self.tally.flush();
-        let opened = self.tally.opened.borrow_mut().take();
-        let opened = opened.unwrap_or_else(|| worker.recorder.opened(flow, self.since));
-        opened.closed(outcome, now);
-    }
-
-    fn record<'a>(&self, worker: &'a Worker, flow: &'a Flow) -> access::Record<'a> {
-        let cluster_domain = &worker.shared.cluster_domain;
-        access::Record {
+        let closing = Closing {
+            worker: &self.worker,
             id: self.id,
             flow,
             via: self.via.get(),
-            cluster_domain,
-        }
+            since: self.since,
+            opened: self.worker.recorder.opened(flow, self.since),
+            granted_by: None,
+            moved: (0, 0),
+        };
+        closing.close(Err(&error));
     }
 
     /// What is known of a connection that did not get as far as a decision.
@@ -203,36 +190,87 @@ impl Account {
     }
 }
 
-/// A connection's bytes, and its place in the counters while it lives.
-#[derive(Default)]
-pub(crate) struct Tally {
-    meter: Meter,
-    /// Whether the meter's near side is the destination.
-    flipped: Cell<bool>,
-    opened: RefCell<Option<Opened>>,
-    counted: Cell<(u64, u64)>,
+impl Connection {
+    /// Closes the account of a connection that was permitted; only the first call counts.
+    pub(crate) fn close(&self, ended: Result<End, Error>) {
+        let Some(opened) = self.counted_out() else {
+            return;
+        };
+        let closing = Closing {
+            worker: &self.worker,
+            id: self.id,
+            flow: self.permit.flow(),
+            via: self.via.get(),
+            since: self.since,
+            opened,
+            granted_by: self.permit.granted_by(),
+            moved: self.moved(),
+        };
+        closing.close(ended.as_ref());
+    }
 }
 
-impl Tally {
-    /// Bytes from source to destination, and back.
-    pub(crate) fn moved(&self) -> (u64, u64) {
-        let (sent, received) = (self.meter.sent.get(), self.meter.received.get());
-        if self.flipped.get() {
-            (received, sent)
-        } else {
-            (sent, received)
-        }
-    }
+/// A connection that has ended.
+struct Closing<'a> {
+    worker: &'a Worker,
+    id: u64,
+    flow: &'a Flow,
+    via: Option<TunnelAddr>,
+    since: Instant,
+    opened: Opened,
+    granted_by: Option<&'a PolicyName>,
+    /// From source to destination, and back.
+    moved: (u64, u64),
+}
 
-    /// Adds to the counters what moved since the last time.
-    pub(crate) fn flush(&self) {
-        let (before, now) = (self.counted.get(), self.moved());
-        if let Some(opened) = &*self.opened.borrow()
-            && before != now
-        {
-            opened.moved(now.0 - before.0, now.1 - before.1);
-            self.counted.set(now);
+impl Closing<'_> {
+    /// Counts, and writes the access record.
+    fn close(self, ended: Result<&End, &Error>) {
+        let now = Instant::now();
+        let (outcome, error) = match ended {
+            Ok(end) => (of_end(end), end.fault.as_ref().map(|fault| Chain(fault))),
+            Err(error) => (error.outcome(), Some(Chain(error))),
+        };
+        let daemon = &self.worker.shared.metrics.daemon;
+        if outcome == Outcome::PolicyChanged {
+            daemon.policy_cuts.inc();
         }
+        let policy = match ended {
+            Err(Error::Authorize(refusal)) => {
+                let reason = refusal.denial.reason();
+                daemon
+                    .policy_denials
+                    .get_or_create(&Reason { reason })
+                    .inc();
+                refusal.denial.policy()
+            }
+            Err(Error::Cut(Cut::PolicyChanged(denial))) => denial.policy(),
+            _ => self.granted_by,
+        };
+        record(self.worker, self.id, self.flow, self.via).closed(&access::End {
+            outcome,
+            error: error.as_ref().map(|error| error as &dyn Display),
+            policy: policy.map(|policy| policy as &dyn Display),
+            source_to_destination: self.moved.0,
+            destination_to_source: self.moved.1,
+            duration: now.saturating_duration_since(self.since),
+        });
+        self.opened.closed(outcome, now);
+    }
+}
+
+fn record<'a>(
+    worker: &'a Worker,
+    id: u64,
+    flow: &'a Flow,
+    via: Option<TunnelAddr>,
+) -> access::Record<'a> {
+    let cluster_domain = &worker.shared.cluster_domain;
+    access::Record {
+        id,
+        flow,
+        via,
+        cluster_domain,
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Config {
     pub root_namespace: String,
     /// Worker threads, at least one.
     pub workers: usize,
+    /// How long a worker looks for more before it sleeps, one at a time; zero for never.
+    pub busy_poll: Duration,
     /// The way between two pods of this node.
     pub same_node: SameNode,
     /// What becomes of connections that are older than their pod's enrolment.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
+use socket2::SockRef;
 
 use crate::capture::{Captured, Port};
 use crate::deliver;
@@ -18,21 +18,25 @@ use crate::mesh::{
     Direction, Flow, Identity, Local, Path, Peer, Service, TunnelAddr, Workload, canonical_ip,
 };
 use crate::node::account::Account;
+use crate::node::carry::{self, Carrying, Joined};
 use crate::node::error::Error;
+use crate::node::live::Metered;
 use crate::node::pod::Pod;
-use crate::node::reset::ResetOnDrop;
 use crate::node::same_node::Announcement;
 use crate::node::worker::{Stage, Worker};
 use crate::node::world::World;
+use crate::sys::socket::AppSocket;
 use crate::task;
 use crate::tunnel::{self, Request, Status};
 
-/// Serves one connection to the pod's tunnel port until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+/// Spawns the task of one connection to the pod's tunnel port.
+pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
     let to = captured.original_dst.get();
     match worker.shared.announcements.take(captured.source, to) {
-        Some(announcement) => same_node(worker, pod, captured, announcement).await,
-        None => Box::pin(streams(worker, pod, captured)).await,
+        Some(announcement) => {
+            carry::spawn("same node", same_node(worker, pod, captured, announcement));
+        }
+        None => task::spawn_local("tunnel", streams(worker, pod, captured)).detach(),
     }
 }
 
@@ -44,7 +48,9 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
     };
     let source = captured.source;
     let handshake = handshake(&worker, &pod, captured.socket);
-    let mut incoming = match worker.handshakes.in_turn(source.ip(), handshake).await {
+    // Boxed, because this future lives as long as the tunnel.
+    let handshake = Box::pin(worker.handshakes.in_turn(source.ip(), handshake));
+    let mut incoming = match handshake.await {
         Ok(incoming) => incoming,
         Err(error) => {
             worker.handshake_failed(&pod, source, &error);
@@ -68,7 +74,7 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
         match next {
             Some(Ok(request)) => {
                 let stream = stream(worker.clone(), pod.clone(), request, peer.clone(), ends);
-                task::spawn_local("inbound stream", stream).detach();
+                carry::spawn("inbound stream", stream);
             }
             Some(Err(error)) => {
                 tracing::debug!(error = %error, src.addr = %source, pod = %pod.name, "tunnel ended");
@@ -108,7 +114,7 @@ impl Drop for Counted {
 async fn handshake(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    socket: TcpStream,
+    socket: AppSocket,
 ) -> Result<tunnel::Incoming, Error> {
     let identity = {
         let world = worker.world();
@@ -121,15 +127,26 @@ async fn handshake(
     };
     let certificate = worker.certificate(&identity).await?;
     let config = worker.server_config(&certificate);
-    Ok(tunnel::accept(socket, config, &worker.shared.limits).await?)
+    let limits = &worker.shared.limits;
+    let socket = socket.into_tcp();
+    limits
+        .congestion
+        .settle(&pod.netns, &SockRef::from(&socket));
+    Ok(tunnel::accept(socket, config, limits).await?)
 }
 
 /// One stream of a tunnel: one connection of an application.
-async fn stream(worker: Rc<Worker>, pod: Rc<Pod>, request: Request, peer: Identity, ends: Ends) {
-    let account = Account::open(&worker, Direction::Inbound, ends.source);
+async fn stream(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    request: Request,
+    peer: Identity,
+    ends: Ends,
+) -> Option<Carrying> {
+    let account = Account::open(&worker, &pod, Direction::Inbound, ends.source);
     account.via(ends.via);
-    let outcome = Box::pin(arrive(&worker, &pod, request, peer, ends, &account)).await;
-    account.close(&worker, outcome);
+    let joined = arrive(&worker, &pod, request, peer, ends, &account).await;
+    account.settle(joined)
 }
 
 async fn arrive(
@@ -139,36 +156,37 @@ async fn arrive(
     peer: Identity,
     ends: Ends,
     account: &Account,
-) -> Result<deliver::End, Error> {
+) -> Result<Joined, Error> {
     let world = worker.world();
     let permit = match permit(worker, pod, &request, peer, ends, &world, account) {
-        Ok(permit) => Rc::new(permit),
+        Ok(permit) => permit,
         Err(error) => {
             request.refuse(error.status());
             return Err(error);
         }
     };
     drop(world);
-    let live = account.permitted(worker, pod, &permit);
-    let carried = async {
+    let live = account.permitted(permit);
+    let joining = async {
+        let permit = &live.permit;
         // A stream that is reset is no stream any more, and no limit counts it: its dial must not
         // go on, or a peer could have any number of them.
         let dialled = tokio::select! {
-            dialled = deliver::dial(&permit, &pod.netns, Some(ends.source.ip())) => dialled,
+            dialled = deliver::dial(permit, &pod.netns, Some(ends.source.ip())) => dialled,
             gone = request.abandoned() => return Err(gone.into()),
         };
         let app = match dialled {
-            Ok(app) => ResetOnDrop::new(app),
+            Ok(app) => app,
             Err(error) => {
                 request.refuse(Status::DialFailed);
                 return Err(error.into());
             }
         };
         let stream = request.accept()?;
-        let (app, meter) = (app.into_inner(), account.meter_from_destination());
-        Ok(deliver::relay(&permit, app, stream, meter).await)
+        let (app, meter) = (app, Metered::from_destination(live));
+        Ok(Joined::Relay(deliver::relay(permit, app, stream, meter)))
     };
-    live.unless_ended(carried).await
+    live.unless_ended(joining).await
 }
 
 fn permit(
@@ -250,34 +268,33 @@ async fn same_node(
     pod: Rc<Pod>,
     captured: Captured,
     announcement: Announcement,
-) {
+) -> Option<Carrying> {
     let Captured {
         socket,
         source,
         original_dst: via,
     } = captured;
-    let mut near = Some(ResetOnDrop::new(socket));
-    let account = Account::open(&worker, Direction::Inbound, source);
+    let mut near = Some(socket);
+    let account = Account::open(&worker, &pod, Direction::Inbound, source);
     account.via(TunnelAddr::new(via.get()));
     let refused = announcement.refused.clone();
-    let arriving = arrive_same_node(&worker, &pod, &mut near, source, announcement, &account);
-    let outcome = Box::pin(arriving).await;
-    if let (Err(error), Some(_)) = (&outcome, &near) {
+    let joined = arrive_same_node(&worker, &pod, &mut near, source, announcement, &account).await;
+    if let (Err(error), Some(_)) = (&joined, &near) {
         // Told before the reset that lets the other side look.
         let _ = refused.set(error.outcome());
     }
     drop(near);
-    account.close(&worker, outcome);
+    account.settle(joined)
 }
 
 async fn arrive_same_node(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    near: &mut Option<ResetOnDrop>,
+    near: &mut Option<AppSocket>,
     source: SocketAddr,
     announcement: Announcement,
     account: &Account,
-) -> Result<deliver::End, Error> {
+) -> Result<Joined, Error> {
     let Announcement {
         identity,
         workload,
@@ -303,16 +320,17 @@ async fn arrive_same_node(
             },
             path: Path::SameNode,
         };
-        Rc::new(worker.decide(&local.evaluator, flow, account)?)
+        worker.decide(&local.evaluator, flow, account)?
     };
-    let live = account.permitted(worker, pod, &permit);
-    let carried = async {
-        let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
+    let live = account.permitted(permit);
+    let joining = async {
+        let permit = &live.permit;
+        let app = deliver::dial(permit, &pod.netns, Some(source.ip())).await?;
         let near = near
             .take()
             .expect("put there by the caller, taken here alone");
-        let (near, meter) = (near.into_inner(), account.meter_from_source());
-        Ok(deliver::splice(&permit, near, app, meter).await)
+        let (near, meter) = (near, Metered::from_source(live));
+        Ok(Joined::Splice(deliver::splice(permit, near, app, meter)))
     };
-    live.unless_ended(carried).await
+    live.unless_ended(joining).await
 }

@@ -20,15 +20,15 @@ use crate::source::Problem;
 /// The live connections of one worker.
 pub(crate) fn connections(worker: &Worker) -> Vec<api::Connection> {
     let now = Instant::now();
-    let all = worker.live.all();
-    let one = |connection: &std::rc::Rc<crate::node::live::Connection>| {
+    let mut all = Vec::with_capacity(worker.live.len());
+    worker.live.each(|connection| {
         let flow = connection.permit.flow();
-        let (requested, responded) = connection.tally.moved();
+        let (requested, responded) = connection.moved();
         let (bytes_sent, bytes_recv) = match flow.direction {
             Direction::Outbound => (requested, responded),
             Direction::Inbound => (responded, requested),
         };
-        api::Connection {
+        all.push(api::Connection {
             id: connection.id,
             worker: worker.index,
             bytes_sent,
@@ -38,9 +38,9 @@ pub(crate) fn connections(worker: &Worker) -> Vec<api::Connection> {
                 .as_secs_f64(),
             policy: connection.permit.granted_by().map(ToString::to_string),
             ..api::Connection::of(flow)
-        }
-    };
-    all.iter().map(one).collect()
+        });
+    });
+    all
 }
 
 /// A problem of the sources.

@@ -13,6 +13,8 @@
 
 mod account;
 mod admin;
+mod busy_poll;
+mod carry;
 pub mod config;
 mod control;
 mod enrol;
@@ -26,7 +28,6 @@ mod outbound;
 mod plaintext;
 mod pod;
 mod pods;
-mod reset;
 mod same_node;
 mod start;
 mod worker;

@@ -24,20 +24,26 @@ use crate::mesh::{
     Direction, Flow, Local, OriginalDst, Path, Peer, PodAddr, Route, Service, TunnelAddr, Workload,
 };
 use crate::node::account::Account;
+use crate::node::carry::{Carrying, Joined};
 use crate::node::config::SameNode;
 use crate::node::error::Error;
+use crate::node::live::Metered;
 use crate::node::pod::Pod;
-use crate::node::reset::ResetOnDrop;
-use crate::node::same_node::Announcement;
+use crate::node::same_node::{Announcement, Beside};
 use crate::node::worker::Worker;
 use crate::node::world::LocalPod;
+use crate::sys::socket::AppSocket;
 use crate::tunnel::{ConnectHead, Origin};
 
-/// Carries one captured connection to wherever it was going, and accounts for it.
-pub(crate) async fn carry(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
-    let account = Account::open(&worker, Direction::Outbound, captured.source);
-    let outcome = Box::pin(route(&worker, &pod, captured, &account)).await;
-    account.close(&worker, outcome);
+/// Brings one captured connection to wherever it was going.
+pub(crate) async fn carry(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    captured: Captured,
+) -> Option<Carrying> {
+    let account = Account::open(&worker, &pod, Direction::Outbound, captured.source);
+    let joined = route(&worker, &pod, captured, &account).await;
+    account.settle(joined)
 }
 
 async fn route(
@@ -45,16 +51,13 @@ async fn route(
     pod: &Rc<Pod>,
     captured: Captured,
     account: &Account,
-) -> Result<deliver::End, Error> {
+) -> Result<Joined, Error> {
     let Captured {
         socket,
         source,
         original_dst: to,
     } = captured;
-    let captured = Taken {
-        socket: ResetOnDrop::new(socket),
-        source,
-    };
+    let captured = Taken { socket, source };
     account.dialled(to.get());
     // The world is let go before anything is waited for: a connection that lives for days must not
     // keep the index of its first moment.
@@ -105,7 +108,7 @@ async fn route(
 
 /// The captured connection: reset, should it not come to a relay.
 struct Taken {
-    socket: ResetOnDrop,
+    socket: AppSocket,
     source: SocketAddr,
 }
 
@@ -128,7 +131,7 @@ struct Leaving<'a> {
 }
 
 impl Leaving<'_> {
-    async fn to_mesh(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+    async fn to_mesh(&self, target: Target, captured: Taken) -> Result<Joined, Error> {
         let same_node = *target.workload.node == *self.worker.shared.node;
         if target.workload.uid == self.local.workload.uid {
             return self.to_itself(target, captured).await;
@@ -142,7 +145,7 @@ impl Leaving<'_> {
         self.tunnel(target, captured).await
     }
 
-    async fn tunnel(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+    async fn tunnel(&self, target: Target, captured: Taken) -> Result<Joined, Error> {
         let source = self.local.workload.identity.clone();
         let Target {
             workload,
@@ -158,9 +161,8 @@ impl Leaving<'_> {
             .forwarded(captured.source, host)
             .with_baggage(self.local.baggage.clone());
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::Tunnel);
-        let permit = Rc::new(authorize::outbound(flow));
-        let live = self.account.permitted(self.worker, self.pod, &permit);
-        let carried = async {
+        let live = self.account.permitted(authorize::outbound(flow));
+        let joining = async {
             let certificate = self.worker.certificate(&source).await?;
             let origin = Origin {
                 netns: self.pod.netns.clone(),
@@ -169,18 +171,16 @@ impl Leaving<'_> {
             };
             self.account.via(via);
             let pool = &self.worker.pool;
-            let stream = pool.open(&permit, &origin, to, via, &head).await?;
-            let (app, meter) = (
-                captured.socket.into_inner(),
-                self.account.meter_from_source(),
-            );
-            Ok(deliver::relay(&permit, app, stream, meter).await)
+            let permit = &live.permit;
+            let stream = pool.open(permit, &origin, to, via, &head).await?;
+            let (app, meter) = (captured.socket, Metered::from_source(live));
+            Ok(Joined::Relay(deliver::relay(permit, app, stream, meter)))
         };
-        live.unless_ended(carried).await
+        live.unless_ended(joining).await
     }
 
     /// Across the pods' veths without TLS and HTTP/2, to our own listener in the other pod.
-    async fn same_node(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+    async fn same_node(&self, target: Target, captured: Taken) -> Result<Joined, Error> {
         let Target {
             workload,
             service,
@@ -196,31 +196,32 @@ impl Leaving<'_> {
             refused: Arc::default(),
         };
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
-        let permit = Rc::new(authorize::outbound(flow));
-        let live = self.account.permitted(self.worker, self.pod, &permit);
+        let live = self.account.permitted(authorize::outbound(flow));
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
-        let carried = async {
+        let joining = async {
             let announcements = &self.worker.shared.announcements;
             let announce = |local| announcements.announce(local, via.get(), announcement.clone());
             let (netns, from) = (&self.pod.netns, captured.source.ip());
-            let (socket, _announced) =
-                deliver::dial_announced(&permit, netns, from, via.get(), announce).await?;
-            let (near, meter) = (
-                captured.socket.into_inner(),
-                self.account.meter_from_source(),
-            );
-            let end = deliver::splice(&permit, near, socket, meter).await;
-            match announcement.refused.get() {
-                Some(outcome) => Err(Error::RefusedBeside(*outcome)),
-                None => Ok(end),
-            }
+            let permit = &live.permit;
+            let dialled = deliver::dial_announced(permit, netns, from, via.get(), announce).await;
+            let (socket, announced) = dialled.map_err(|error| {
+                // The other side may have refused before this one knew that it was connected.
+                match announcement.refused.get() {
+                    Some(outcome) => Error::RefusedBeside(*outcome),
+                    None => error.into(),
+                }
+            })?;
+            let (near, meter) = (captured.socket, Metered::from_source(live));
+            let splice = deliver::splice(permit, near, socket, meter);
+            let beside = Beside::new(announced, announcement.refused.clone());
+            Ok(Joined::Beside(splice, Box::new(beside)))
         };
-        live.unless_ended(carried).await
+        live.unless_ended(joining).await
     }
 
     /// A pod that reached itself through a service: both ends are here, so is its policy.
-    async fn to_itself(&self, target: Target, captured: Taken) -> Result<deliver::End, Error> {
+    async fn to_itself(&self, target: Target, captured: Taken) -> Result<Joined, Error> {
         let Target {
             workload,
             service,
@@ -229,10 +230,8 @@ impl Leaving<'_> {
         } = target;
         let mut flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
         flow.direction = Direction::Inbound;
-        let permit = Rc::new(
-            self.worker
-                .decide(&self.local.evaluator, flow, self.account)?,
-        );
+        let evaluator = &self.local.evaluator;
+        let permit = self.worker.decide(evaluator, flow, self.account)?;
         self.dial_and_splice(permit, captured).await
     }
 
@@ -242,33 +241,31 @@ impl Leaving<'_> {
         service: Option<Arc<Service>>,
         to: SocketAddr,
         captured: Taken,
-    ) -> Result<deliver::End, Error> {
+    ) -> Result<Joined, Error> {
         let flow = self.flow(&captured, workload, service, to, Path::Plain);
-        self.dial_and_splice(Rc::new(authorize::outbound(flow)), captured)
+        self.dial_and_splice(authorize::outbound(flow), captured)
             .await
     }
 
-    async fn unknown(&self, to: OriginalDst, captured: Taken) -> Result<deliver::End, Error> {
+    async fn unknown(&self, to: OriginalDst, captured: Taken) -> Result<Joined, Error> {
         self.worker.shared.metrics.daemon.unknown_destinations.inc();
         self.plain(None, None, to.get(), captured).await
     }
 
     async fn dial_and_splice(
         &self,
-        permit: Rc<authorize::Permit>,
+        permit: authorize::Permit,
         captured: Taken,
-    ) -> Result<deliver::End, Error> {
-        let live = self.account.permitted(self.worker, self.pod, &permit);
-        let carried = async {
+    ) -> Result<Joined, Error> {
+        let live = self.account.permitted(permit);
+        let joining = async {
             let from = captured.source.ip();
-            let socket = deliver::dial(&permit, &self.pod.netns, Some(from)).await?;
-            let (near, meter) = (
-                captured.socket.into_inner(),
-                self.account.meter_from_source(),
-            );
-            Ok(deliver::splice(&permit, near, socket, meter).await)
+            let permit = &live.permit;
+            let socket = deliver::dial(permit, &self.pod.netns, Some(from)).await?;
+            let (near, meter) = (captured.socket, Metered::from_source(live));
+            Ok(Joined::Splice(deliver::splice(permit, near, socket, meter)))
         };
-        live.unless_ended(carried).await
+        live.unless_ended(joining).await
     }
 
     fn flow(

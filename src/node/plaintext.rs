@@ -9,16 +9,21 @@ use crate::capture::Captured;
 use crate::deliver;
 use crate::mesh::{Direction, Flow, Local, Path, Peer, canonical_ip};
 use crate::node::account::Account;
+use crate::node::carry::{Carrying, Joined};
 use crate::node::error::Error;
+use crate::node::live::Metered;
 use crate::node::pod::Pod;
-use crate::node::reset::ResetOnDrop;
 use crate::node::worker::Worker;
 
-/// Carries one plain connection to the pod's application, if policy lets it.
-pub(crate) async fn carry(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
-    let account = Account::open(&worker, Direction::Inbound, captured.source);
-    let outcome = Box::pin(arrive(&worker, &pod, captured, &account)).await;
-    account.close(&worker, outcome);
+/// Brings one plain connection to the pod's application, if policy lets it.
+pub(crate) async fn carry(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    captured: Captured,
+) -> Option<Carrying> {
+    let account = Account::open(&worker, &pod, Direction::Inbound, captured.source);
+    let joined = arrive(&worker, &pod, captured, &account).await;
+    account.settle(joined)
 }
 
 async fn arrive(
@@ -26,13 +31,12 @@ async fn arrive(
     pod: &Rc<Pod>,
     captured: Captured,
     account: &Account,
-) -> Result<deliver::End, Error> {
+) -> Result<Joined, Error> {
     let Captured {
         socket,
         source,
         original_dst: to,
     } = captured;
-    let guard = ResetOnDrop::new(socket);
     account.dialled(to.get());
     let permit = {
         let world = worker.world();
@@ -55,13 +59,18 @@ async fn arrive(
             },
             path: Path::Plain,
         };
-        Rc::new(worker.decide(&local.evaluator, flow, account)?)
+        worker.decide(&local.evaluator, flow, account)?
     };
-    let live = account.permitted(worker, pod, &permit);
-    let carried = async {
-        let app = deliver::dial(&permit, &pod.netns, Some(source.ip())).await?;
-        let (near, meter) = (guard.into_inner(), account.meter_from_source());
-        Ok(deliver::splice(&permit, near, app, meter).await)
+    let live = account.permitted(permit);
+    let joining = async {
+        let app = deliver::dial(&live.permit, &pod.netns, Some(source.ip())).await?;
+        let (near, meter) = (socket, Metered::from_source(live));
+        Ok(Joined::Splice(deliver::splice(
+            &live.permit,
+            near,
+            app,
+            meter,
+        )))
     };
-    live.unless_ended(carried).await
+    live.unless_ended(joining).await
 }

@@ -104,6 +104,27 @@ impl Drop for Announced {
     }
 }
 
+/// What the dialling side keeps while the connection lives.
+pub(crate) struct Beside {
+    _announced: Announced,
+    refused: Arc<OnceLock<Outcome>>,
+}
+
+impl Beside {
+    /// Of a connection that was announced as `announced`.
+    pub(crate) fn new(announced: Announced, refused: Arc<OnceLock<Outcome>>) -> Self {
+        Self {
+            _announced: announced,
+            refused,
+        }
+    }
+
+    /// Why the accepting side refused, if it did.
+    pub(crate) fn refused(&self) -> Option<Outcome> {
+        self.refused.get().copied()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

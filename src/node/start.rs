@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -23,6 +23,7 @@ use crate::authorize;
 use crate::capture;
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
+use crate::node::busy_poll::{self, BusyPoll};
 use crate::node::config::{CaSpec, Config, Existing, Source};
 use crate::node::control::Control;
 use crate::node::enrol::Enroller;
@@ -124,9 +125,20 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         world: ArcSwap::from_pointee(world),
         certificates,
         announcements: SameNode::default(),
+        busy_poll: BusyPoll::new(busy_poll_time(config)),
         metrics,
         limits: tunnel::Limits::default(),
     })
+}
+
+/// Time awake counts against a quota as any other, and a daemon that has used up its own stands still
+/// for the rest of the period: worse than any wake-up.
+fn busy_poll_time(config: &Config) -> Duration {
+    if config.busy_poll.is_zero() || !sys::process::has_cpu_quota() {
+        return config.busy_poll;
+    }
+    tracing::info!("busy polling is off: the control group has a processor quota");
+    Duration::ZERO
 }
 
 fn index_settings(config: &Config) -> identify::Settings {
@@ -265,21 +277,38 @@ fn existing(config: &Config) -> capture::Existing {
 
 fn start_worker(shared: &Arc<Shared>, index: usize) -> io::Result<mpsc::UnboundedSender<Command>> {
     let (commands, received) = mpsc::unbounded_channel();
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (made, outcome) = std::sync::mpsc::sync_channel(1);
     let shared = shared.clone();
     let work = move || {
-        let local = LocalSet::new();
+        // A runtime whose tasks stay on its thread is made there.
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default());
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = made.send(Err(error));
+                return;
+            }
+        };
+        let _ = made.send(Ok(()));
         // Nobody else could serve this worker's connections, so the daemon ends with it and the
         // pods fail closed until it is started again.
         let abort = AbortOnPanic;
         let seed = RandomState::new().hash_one(index);
-        let work = async move { Worker::new(shared, index, seed).run(received).await };
-        local.block_on(&runtime, work);
+        let work = async move {
+            let _busy_poll = task::spawn_watcher("busy poll", busy_poll::run(shared.clone()));
+            Worker::new(shared, index, seed).run(received).await;
+        };
+        runtime.block_on(work);
         drop(abort);
     };
     thread::Builder::new()
         .name(format!("adit-worker-{index}"))
         .spawn(work)?;
+    outcome
+        .recv()
+        .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
     Ok(commands)
 }
 
@@ -288,6 +317,7 @@ struct AbortOnPanic;
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
+            log::flush();
             eprintln!("adit: a worker panicked outside of a connection; ending");
             std::process::abort();
         }

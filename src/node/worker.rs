@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::api;
@@ -22,6 +21,7 @@ use crate::authorize::{Evaluator, Permit, Verdict};
 use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Port, WorkerListeners};
 use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
 use crate::node::account::Account;
+use crate::node::busy_poll::BusyPoll;
 use crate::node::config;
 use crate::node::error::{Chain, Error};
 use crate::node::handshakes::Handshakes;
@@ -29,8 +29,9 @@ use crate::node::live::{Connection, Cut, Live};
 use crate::node::pod::Pod;
 use crate::node::same_node::SameNode;
 use crate::node::world::World;
-use crate::node::{inbound, listing, outbound, plaintext};
+use crate::node::{carry, inbound, listing, outbound, plaintext};
 use crate::pki::{Certificate, Certificates};
+use crate::sys::socket::Acceptor;
 use crate::task;
 use crate::telemetry::metrics::{Failure, Metrics, Recorder};
 use crate::tunnel::{self, Pool};
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) certificates: Arc<Certificates>,
     /// Connections between pods of this node that are under way.
     pub(crate) announcements: SameNode,
+    /// How long a worker looks for more before it sleeps.
+    pub(crate) busy_poll: BusyPoll,
     /// All counters.
     pub(crate) metrics: Arc<Metrics>,
     /// Deadlines and bounds of tunnels.
@@ -89,7 +92,7 @@ pub(crate) enum Command {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
-    pub(crate) live: Rc<Live>,
+    pub(crate) live: Live,
     pub(crate) handshakes: Handshakes,
     pub(crate) recorder: Recorder,
     pub(crate) index: usize,
@@ -119,7 +122,7 @@ impl Worker {
             recorder: shared.metrics.traffic.recorder(index),
             shared,
             pool,
-            live: Rc::default(),
+            live: Live::default(),
             handshakes: Handshakes::new(),
             index,
             connections: Cell::new(0),
@@ -148,9 +151,7 @@ impl Worker {
 
     /// Brings the counters up to date with connections that go on.
     fn count(&self) {
-        for connection in self.live.all() {
-            connection.tally.flush();
-        }
+        self.live.each(Connection::flush);
         let daemon = &self.shared.metrics.daemon;
         let certificates = &self.shared.certificates;
         self.pool.retire(|key| {
@@ -247,7 +248,7 @@ impl Worker {
     ) -> Result<Permit, Error> {
         let Verdict { decision, dry_run } = evaluator.decide(flow);
         for would in &dry_run {
-            account.would(self, would);
+            account.would(would);
         }
         decision.map_err(|refusal| Error::Authorize(Box::new(refusal)))
     }
@@ -306,7 +307,7 @@ impl Worker {
         let mut tasks = Vec::new();
         for (listeners, port) in ports {
             for listener in listeners {
-                match TcpListener::from_std(listener) {
+                match listener.accepting() {
                     Ok(listener) => {
                         let accepting = accept(self.clone(), pod.clone(), listener, port);
                         tasks.push(task::spawn_local("accept", accepting));
@@ -345,7 +346,7 @@ impl Worker {
                 .retain(|key| key.origin != served.pod.netns.cookie());
         }
         self.live
-            .end(|connection| (*connection.pod == *uid).then_some(Cut::PodReleased));
+            .end(|connection| (*connection.pod.uid == *uid).then_some(Cut::PodReleased));
         self.checked.borrow_mut().remove(uid);
     }
 
@@ -372,7 +373,7 @@ impl Worker {
         configs.retain(|identity, _| present.contains(identity));
         if !changed.is_empty() {
             let denied = |connection: &Connection| {
-                let evaluator = changed.get(&*connection.pod);
+                let evaluator = changed.get(&*connection.pod.uid);
                 evaluator.and_then(|evaluator| evaluator.recheck(&connection.permit))
             };
             self.live.revoke(denied);
@@ -402,7 +403,7 @@ impl Worker {
 }
 
 /// Accepts on one listener until it is dropped.
-async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, port: Port) {
+async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: Acceptor, port: Port) {
     loop {
         match capture::accept(&listener, port).await {
             Ok(Accepted::Refused(refused)) => {
@@ -417,16 +418,13 @@ async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, port: P
                 let (worker, pod) = (worker.clone(), pod.clone());
                 match port {
                     Port::Outbound => {
-                        task::spawn_local("outbound", outbound::carry(worker, pod, captured))
+                        carry::spawn("outbound", outbound::carry(worker, pod, captured));
                     }
                     Port::Inbound => {
-                        task::spawn_local("plaintext", plaintext::carry(worker, pod, captured))
+                        carry::spawn("plaintext", plaintext::carry(worker, pod, captured));
                     }
-                    Port::Tunnel => {
-                        task::spawn_local("tunnel", inbound::serve(worker, pod, captured))
-                    }
+                    Port::Tunnel => inbound::serve(worker, pod, captured),
                 }
-                .detach();
             }
             Err(error @ AcceptError::Exhausted(_)) => {
                 tracing::warn!(pod = %pod.name, error = %Chain(&error), "accept failed");

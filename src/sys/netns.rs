@@ -10,10 +10,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::sys::socket::Known;
 
 thread_local! {
     /// The namespace this thread belongs to, opened once.
@@ -28,6 +30,7 @@ pub struct Netns(Arc<Inner>);
 struct Inner {
     fd: OwnedFd,
     cookie: u64,
+    congestion: OnceLock<Known>,
 }
 
 impl Netns {
@@ -47,7 +50,11 @@ impl Netns {
     /// The descriptor is not a network namespace (`EINVAL`).
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let cookie = within(fd.as_fd(), current_cookie)??;
-        Ok(Self(Arc::new(Inner { fd, cookie })))
+        Ok(Self(Arc::new(Inner {
+            fd,
+            cookie,
+            congestion: OnceLock::new(),
+        })))
     }
 
     /// The namespace of the calling thread.
@@ -81,6 +88,16 @@ impl Netns {
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.0.cookie
+    }
+
+    /// The congestion control of the namespace's sockets, if it was asked for before.
+    pub(crate) fn congestion(&self) -> Option<&Known> {
+        self.0.congestion.get()
+    }
+
+    /// The same, found by `find` if it was not.
+    pub(crate) fn congestion_or(&self, find: impl FnOnce() -> Known) -> &Known {
+        self.0.congestion.get_or_init(find)
     }
 
     /// Runs `work` inside the namespace, on this thread, and comes back.

@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::mesh::{Direction, Flow, Identity, TunnelAddr, Workload, service_hostname};
+use crate::mesh::{Direction, Flow, Identity, Service, TunnelAddr, Workload, service_hostname};
 use crate::telemetry::Outcome;
 
 /// The target of both events, for filters.
@@ -60,7 +60,7 @@ impl Record<'_> {
             src.identity = ends.source_identity.map(tracing::field::display),
             dst.addr = %ends.address,
             dst.hbone_addr = ends.hbone_address.map(tracing::field::display),
-            dst.service = ends.service.as_deref(),
+            dst.service = ends.service().as_deref(),
             dst.workload = ends.destination.map(|w| &*w.name),
             dst.namespace = ends.destination.map(|w| &*w.namespace),
             dst.identity = ends.destination_identity.map(tracing::field::display),
@@ -90,7 +90,7 @@ impl Record<'_> {
             src.identity = ends.source_identity.map(tracing::field::display),
             dst.addr = %ends.address,
             dst.hbone_addr = ends.hbone_address.map(tracing::field::display),
-            dst.service = ends.service.as_deref(),
+            dst.service = ends.service().as_deref(),
             dst.workload = ends.destination.map(|w| &*w.name),
             dst.namespace = ends.destination.map(|w| &*w.namespace),
             dst.identity = ends.destination_identity.map(tracing::field::display),
@@ -125,7 +125,8 @@ struct Ends<'a> {
     destination_identity: Option<&'a Identity>,
     address: SocketAddr,
     hbone_address: Option<SocketAddr>,
-    service: Option<String>,
+    service: Option<&'a Service>,
+    cluster_domain: &'a str,
 }
 
 impl<'a> Ends<'a> {
@@ -133,7 +134,6 @@ impl<'a> Ends<'a> {
         let flow = record.flow;
         let destination = flow.destination.workload.as_deref();
         let authenticated = flow.path.authenticated();
-        let service = flow.destination.service.as_deref();
         Self {
             source: flow.source.workload.as_deref(),
             source_identity: flow.source.identity.as_ref().filter(|_| authenticated),
@@ -143,43 +143,24 @@ impl<'a> Ends<'a> {
                 .map(|workload| &workload.identity),
             address: record.via.map_or(flow.destination.addr, TunnelAddr::get),
             hbone_address: record.via.map(|_| flow.destination.addr),
-            service: service.map(|service| service_hostname(service, record.cluster_domain)),
+            service: flow.destination.service.as_deref(),
+            cluster_domain: record.cluster_domain,
         }
+    }
+
+    /// The service's full name, which only a line that is written needs.
+    fn service(&self) -> Option<String> {
+        let service = self.service?;
+        Some(service_hostname(service, self.cluster_domain))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
-
-    use tracing_subscriber::fmt::MakeWriter;
-
     use super::*;
     use crate::mesh::{Local, Path, Peer, TrustDomain};
+    use crate::telemetry::line::tests::logged;
     use crate::telemetry::log;
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl<'a> MakeWriter<'a> for Sink {
-        type Writer = Self;
-
-        fn make_writer(&'a self) -> Self {
-            self.clone()
-        }
-    }
 
     fn flow(direction: Direction) -> Flow {
         let domain = TrustDomain::parse("cluster.local").unwrap();
@@ -197,14 +178,6 @@ mod tests {
             },
             path: Path::Tunnel,
         }
-    }
-
-    fn logged(format: log::Format, write: impl FnOnce()) -> String {
-        let sink = Sink::default();
-        let subscriber = log::subscriber(&log::Filter::default(), format, sink.clone()).0;
-        tracing::subscriber::with_default(subscriber, write);
-        let bytes = sink.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
     }
 
     fn close(direction: Direction, outcome: Outcome) {
@@ -228,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_record_in_json_has_the_fields_of_the_field() {
-        let text = logged(log::Format::Json, || {
+        let text = logged("info", log::Format::Json, || {
             close(Direction::Outbound, Outcome::Complete);
         });
         assert_eq!(
@@ -258,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_record_in_text_looks_from_the_pod_and_says_why() {
-        let text = logged(log::Format::Text, || {
+        let text = logged("info", log::Format::Text, || {
             close(Direction::Inbound, Outcome::DialFailed);
         });
         for part in [

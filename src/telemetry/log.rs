@@ -1,20 +1,22 @@
 //! The log: text or JSON lines on standard output, as container runtimes collect it.
 //!
-//! Lines go through a bounded queue to a thread of their own. When its reader is too slow, lines
-//! are dropped and counted (`adit_log_lines_dropped_total`); nobody who logs ever waits. The
-//! filter can be changed while the daemon runs.
+//! Lines go through a bounded queue to a thread of their own ([`queue`]). When its reader is too
+//! slow, lines are dropped and counted (`adit_log_lines_dropped_total`); nobody who logs ever
+//! waits. The filter can be changed while the daemon runs.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tracing::Subscriber;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-/// Most lines that wait for the log's thread.
-const QUEUED_LINES: usize = 16_384;
+use crate::telemetry::line::{Lines, Sink};
+use crate::telemetry::queue::{self, Queue, Writing};
+
+/// What a process that must end at once waits for its log.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,9 @@ pub enum Error {
     /// This process has a log already.
     #[error("the log is already set up")]
     Twice,
+    /// The system refused a thread.
+    #[error("cannot start the log's thread")]
+    Thread(#[source] io::Error),
 }
 
 impl Filter {
@@ -97,8 +102,31 @@ pub struct Log {
     handle: reload::Handle<EnvFilter, Registry>,
     first: Filter,
     current: Mutex<Filter>,
-    dropped: ErrorCounter,
-    _writer: WorkerGuard,
+    queue: Arc<Queue>,
+    _writing: Writing,
+}
+
+/// Counts the lines that found the queue full.
+#[derive(Clone, Debug)]
+pub struct Dropped(Arc<Queue>);
+
+impl Dropped {
+    /// How many so far.
+    #[must_use]
+    pub fn lines(&self) -> u64 {
+        self.0.dropped()
+    }
+}
+
+/// The queue of this process's log.
+static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
+
+/// Has everything written that was logged before, for a process that is about to abort. A reader
+/// that is stuck is not waited for.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(LAST_WORDS);
+    }
 }
 
 impl Log {
@@ -106,18 +134,18 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// [`Error::Twice`] when it has one already.
+    /// [`Error::Twice`] when it has one already; [`Error::Thread`].
     pub fn start(filter: &Filter, format: Format) -> Result<Self, Error> {
-        let (writer, guard) = queue(io::stdout());
-        let dropped = writer.error_counter();
-        let (subscriber, handle) = subscriber(filter, format, writer);
+        let (queue, writing) = queue::start(io::stdout()).map_err(Error::Thread)?;
+        let (subscriber, handle) = subscriber(filter, format, queue.clone());
         tracing::subscriber::set_global_default(subscriber).map_err(|_| Error::Twice)?;
+        let _ = QUEUE.set(queue.clone());
         Ok(Self {
             handle,
             first: filter.clone(),
             current: Mutex::new(filter.clone()),
-            dropped,
-            _writer: guard,
+            queue,
+            _writing: writing,
         })
     }
 
@@ -144,44 +172,22 @@ impl Log {
 
     /// Counts the lines that found the queue full.
     #[must_use]
-    pub fn dropped(&self) -> ErrorCounter {
-        self.dropped.clone()
+    pub fn dropped(&self) -> Dropped {
+        Dropped(self.queue.clone())
     }
 }
 
-fn queue(to: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(QUEUED_LINES)
-        .thread_name("adit-log")
-        .finish(to)
-}
-
-/// A subscriber that writes to `writer`, and the handle by which its filter is changed.
-pub(crate) fn subscriber<W>(
+/// A subscriber that writes lines to `to`, and the handle by which its filter is changed.
+pub(crate) fn subscriber(
     filter: &Filter,
     format: Format,
-    writer: W,
+    to: impl Sink,
 ) -> (
     Box<dyn Subscriber + Send + Sync>,
     reload::Handle<EnvFilter, Registry>,
-)
-where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-{
+) {
     let (filter, handle) = reload::Layer::new(filter.compile());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(writer);
-    let lines = match format {
-        Format::Text => lines.boxed(),
-        Format::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .boxed(),
-    };
+    let lines = Lines { format, to };
     let subscriber = Registry::default().with(filter).with(lines);
     (Box::new(subscriber), handle)
 }
@@ -207,31 +213,5 @@ mod tests {
         check("", false);
         check("info,", false);
         check("access=loud", false);
-    }
-
-    #[test]
-    fn a_slow_reader_costs_lines_and_no_time() {
-        struct Stuck(std::sync::mpsc::Receiver<()>);
-        impl io::Write for Stuck {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let _ = self.0.recv();
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let (free, held) = std::sync::mpsc::channel();
-        let (writer, guard) = queue(Stuck(held));
-        let dropped = writer.error_counter();
-        let (subscriber, _handle) = subscriber(&Filter::default(), Format::Text, writer);
-        tracing::subscriber::with_default(subscriber, || {
-            for _ in 0..QUEUED_LINES + 100 {
-                tracing::info!("a line");
-            }
-        });
-        assert!(dropped.dropped_lines() >= 98, "{}", dropped.dropped_lines());
-        drop(free);
-        drop(guard);
     }
 }

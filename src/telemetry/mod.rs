@@ -7,8 +7,10 @@
 
 pub mod access;
 pub mod http;
+mod line;
 pub mod log;
 pub mod metrics;
 mod outcome;
+mod queue;
 
 pub use outcome::{Flag, Outcome};

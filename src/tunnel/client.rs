@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::mesh::TunnelAddr;
 use crate::pipe::{CHUNK, FRAME};
-use crate::sys::socket::connector;
+use crate::sys::socket::tunnel_connector;
 use crate::tunnel::error::Error;
 use crate::tunnel::io::{self as wire, Socket};
 use crate::tunnel::pace::{Load, Pace, Place};
@@ -131,7 +131,7 @@ pub(crate) async fn connect(
 
 async fn dial(origin: &Origin, via: SocketAddr, limits: &Limits) -> Result<TcpStream, Error> {
     let made = || -> io::Result<TcpSocket> {
-        let socket = connector(&origin.netns, via.ip())?;
+        let socket = tunnel_connector(&origin.netns, via.ip())?;
         watch(SockRef::from(&socket), limits)?;
         if origin.address.is_ipv4() == via.is_ipv4() {
             socket.bind(&SocketAddr::new(origin.address, 0).into())?;
@@ -140,10 +140,14 @@ async fn dial(origin: &Origin, via: SocketAddr, limits: &Limits) -> Result<TcpSt
     };
     let socket = made().map_err(|error| Error::Socket(Arc::new(error)))?;
     let connected = socket.connect(via).await;
-    connected.map_err(|error| match error.kind() {
+    let tcp = connected.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => Error::Timeout(limits.handshake),
         _ => Error::Connect(Arc::new(error)),
-    })
+    })?;
+    limits
+        .congestion
+        .settle(&origin.netns, &SockRef::from(&tcp));
+    Ok(tcp)
 }
 
 /// Lets the kernel notice a peer that takes nothing, and a path that forgot us.
@@ -161,7 +165,8 @@ async fn handshake(
     config: Arc<ClientConfig>,
     limits: &Limits,
 ) -> Result<(Rc<Tunnel>, Driver), Error> {
-    let tls = rustls::ClientConnection::new(config, tls::server_name()).map_err(Error::Tls)?;
+    let tls = rustls::client::UnbufferedClientConnection::new(config, tls::server_name())
+        .map_err(Error::Tls)?;
     let (socket, wire) = wire::handshake(tcp, tls.into())
         .await
         .map_err(Error::of_handshake)?;

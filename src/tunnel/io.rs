@@ -3,40 +3,39 @@
 //! HTTP/2 above sees [`Socket`], a byte stream; whoever drives the connection holds the [`Wire`]
 //! below it. What distinguishes this from the usual adapter:
 //!
-//! - **Reading runs ahead of TLS.** One `recv` takes up to [`Spare::SIZE`] bytes and TLS eats them
-//!   from memory, record by record. The buffer is lent and goes back when it is empty, so that an
-//!   idle tunnel holds none.
-//! - **Writing is put off.** HTTP/2 flushes after each DATA frame. Here that means nothing: what
-//!   was written is sealed and kept until the driver has polled all there is and calls
-//!   [`Wire::poll_flush`], which writes many records with one `writev`. Small writes share a
-//!   record. Past [`HIGH`] a write waits for the socket.
+//! - **Reading is in place.** One `recv` takes up to [`Spare::SIZE`] bytes; all records in them are
+//!   opened where they are, and [`Wire::poll_receive`] hands out parts of that buffer. It is lent
+//!   and goes back when the last part is dropped, so that an idle tunnel holds none.
+//! - **Writing is put off.** What was written is sealed and kept until the driver has polled all
+//!   there is and calls [`Wire::poll_flush`], which writes many records with one `writev`. Small
+//!   writes share a record. Past [`HIGH`] a write waits for the socket. A flush of [`Socket`]
+//!   means nothing.
 //! - **Turns.** A driver's turn reads at most [`TURN`] bytes before the tasks of its streams run.
 //!
 //! The socket, its session and all that passes stay on one thread.
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::io::{BufRead as _, IoSlice, Write as _};
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use rustls_pki_types::CertificateDer;
-use smallvec::SmallVec;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::pipe::Spare;
+use crate::tunnel::record::{Handshake, Inbox, Negotiated, Negotiation, Pieces, Records};
 
-/// The plaintext of a full TLS record (RFC 8446 §5.1).
-const RECORD: usize = 16_384;
 /// Sealed bytes that may wait for the socket before HTTP/2 must wait too.
 const HIGH: usize = 512 * 1024;
 /// Received bytes after which a turn ends.
 const TURN: usize = 2 * Spare::SIZE;
-/// The end of a write that is kept back to share a record with the next one.
-const REMNANT: usize = 1024;
+/// What one `recv` takes during a handshake.
+const HANDSHAKE: usize = 8 * 1024;
 
 /// The byte stream that HTTP/2 runs on.
 pub(crate) struct Socket(Rc<Shared>);
@@ -52,25 +51,20 @@ struct Shared {
 
 struct Session {
     tcp: TcpStream,
-    tls: rustls::Connection,
-    ahead: Option<Ahead>,
-    /// Plaintext that waits to fill a record.
-    tail: Vec<u8>,
-    /// Bytes accepted and not yet taken by the socket, roughly.
-    backlog: usize,
+    records: Records,
+    certificates: Vec<CertificateDer<'static>>,
+    speaks_h2: bool,
+    inbox: Inbox,
+    /// The beginning of a record.
+    partial: Vec<u8>,
+    /// The socket took no more when it was last asked.
+    blocked: bool,
     turn: usize,
     received: u64,
     last_received: Instant,
     eof: bool,
     /// The first failure, for whoever has to explain the tunnel's end.
     fault: Option<Fault>,
-}
-
-/// Received bytes that TLS has not eaten yet.
-struct Ahead {
-    buffer: Spare,
-    start: usize,
-    end: usize,
 }
 
 /// What ended a session.
@@ -82,34 +76,56 @@ pub(crate) enum Fault {
     Socket(io::ErrorKind),
 }
 
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Tls(error) => Self::new(io::ErrorKind::InvalidData, error),
+            Fault::Socket(kind) => kind.into(),
+        }
+    }
+}
+
 /// Does the handshake of `tls` on `tcp`. Has no deadline of its own.
 ///
 /// # Errors
 ///
 /// The socket's error, or one of kind `InvalidData` around a [`rustls::Error`].
-pub(crate) async fn handshake(
-    tcp: TcpStream,
-    tls: rustls::Connection,
-) -> io::Result<(Socket, Wire)> {
-    let mut session = Session {
-        tcp,
-        tls,
-        ahead: None,
-        tail: Vec::new(),
-        backlog: 0,
-        turn: TURN,
-        received: 0,
-        last_received: Instant::now(),
-        eof: false,
-        fault: None,
-    };
-    session.tls.set_buffer_limit(None);
-    std::future::poll_fn(|cx| session.poll_handshake(cx)).await?;
+pub(crate) async fn handshake(mut tcp: TcpStream, tls: Handshake) -> io::Result<(Socket, Wire)> {
+    let mut negotiation = Negotiation::new(tls);
+    let mut received = 0;
+    let mut buffer = vec![0; HANDSHAKE];
+    loop {
+        let advanced = negotiation.advance();
+        let written = write_out(&mut tcp, &mut negotiation).await;
+        if advanced.map_err(Fault::Tls)? {
+            written?;
+            break;
+        }
+        written?;
+        let count = tcp.read(&mut buffer).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        received += count as u64;
+        negotiation.receive(&buffer[..count]);
+    }
+    let negotiated = negotiation.finish().map_err(Fault::Tls)?;
     let shared = Rc::new(Shared {
-        session: RefCell::new(session),
+        session: RefCell::new(Session::new(tcp, negotiated, received)),
         starved: Cell::new(false),
     });
     Ok((Socket(shared.clone()), Wire(shared)))
+}
+
+async fn write_out(tcp: &mut TcpStream, negotiation: &mut Negotiation) -> io::Result<()> {
+    while !negotiation.outgoing().is_empty() {
+        let count = tcp.write(negotiation.outgoing()).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        negotiation.written(count);
+    }
+    Ok(())
 }
 
 impl Wire {
@@ -118,11 +134,65 @@ impl Wire {
         self.0.session.borrow_mut().turn = TURN;
     }
 
+    /// Gives `take` what the peer has sent, in order, in pieces that may end anywhere.
+    ///
+    /// Ready with `Ok` when nothing more will come: the peer has ended its side, by close_notify
+    /// or by FIN. Pending when there is nothing now, or when this turn has read enough; the task
+    /// is woken to go on. `take` may write to this wire.
+    ///
+    /// # Errors
+    ///
+    /// The session failed; or what `take` said, after which some bytes are lost and the session
+    /// is good for nothing but writing and closing.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn poll_receive<E: From<Fault>>(
+        &self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(Bytes) -> Result<(), E>,
+    ) -> Poll<Result<(), E>> {
+        loop {
+            // Not borrowed while `take` runs.
+            let next = self.0.session.borrow_mut().poll_next(cx);
+            match ready!(next)? {
+                Some(piece) => take(piece)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// How many bytes may be written before what waits for the socket is too much. A writer that
+    /// has more than this calls [`starve`](Self::starve) and comes back when it is woken.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn room(&self) -> usize {
+        HIGH.saturating_sub(self.0.session.borrow().records.waiting())
+    }
+
+    /// Has [`poll_flush`](Self::poll_flush) wake its task as soon as there is room.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn starve(&self) {
+        self.0.starved.set(true);
+    }
+
+    /// Accepts bytes; they leave with [`poll_flush`](Self::poll_flush). Small writes share a
+    /// record. More than [`room`](Self::room) is taken, too, so that a frame need not be split;
+    /// a session that has failed drops it.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn write(&self, pieces: &[IoSlice<'_>]) {
+        self.0.session.borrow_mut().write(pieces);
+    }
+
+    /// Writes all, tells the peer that nothing more comes, and ends this side of the socket.
+    /// Ready when that is done, or cannot be.
+    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
+    pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.session.borrow_mut().poll_close(cx)
+    }
+
     /// Writes what waits. Ready when all is written; otherwise the task is woken to go on.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut session = self.0.session.borrow_mut();
         let flushed = session.poll_drain(cx);
-        if self.0.starved.get() && session.backlog < HIGH {
+        if self.0.starved.get() && session.records.waiting() < HIGH {
             // There is room again for the write that was turned away, and nobody else knows.
             self.0.starved.set(false);
             cx.waker().wake_by_ref();
@@ -147,225 +217,167 @@ impl Wire {
 
     /// The certificates that the peer has proven to hold, leaf first.
     pub(crate) fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
-        let session = self.0.session.borrow();
-        session
-            .tls
-            .peer_certificates()
-            .map(<[_]>::to_vec)
-            .unwrap_or_default()
+        self.0.session.borrow().certificates.clone()
     }
 
     /// Whether both sides agreed on HTTP/2 by ALPN.
     pub(crate) fn speaks_h2(&self) -> bool {
-        self.0.session.borrow().tls.alpn_protocol() == Some(b"h2")
+        self.0.session.borrow().speaks_h2
     }
 }
 
 impl Session {
-    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Begins where the handshake ended.
+    fn new(tcp: TcpStream, negotiated: Negotiated, received: u64) -> Self {
+        let mut session = Self {
+            tcp,
+            records: negotiated.records,
+            certificates: negotiated.certificates,
+            speaks_h2: negotiated.speaks_h2,
+            inbox: Inbox::new(),
+            partial: Vec::new(),
+            blocked: false,
+            turn: TURN,
+            received,
+            last_received: Instant::now(),
+            eof: false,
+            fault: None,
+        };
+        let rest = negotiated.rest;
+        if !rest.is_empty() {
+            let mut buffer = Spare::take();
+            buffer[..rest.len()].copy_from_slice(&rest);
+            session.open(buffer, rest.len());
+        }
+        session
+    }
+
+    /// The next plaintext; `None` when there will be none.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
         loop {
-            let written = self.poll_drain(cx)?;
-            if !self.tls.is_handshaking() {
-                return written.map(Ok);
+            if let Some(piece) = self.inbox.take() {
+                return Poll::Ready(Ok(Some(piece)));
             }
-            if self.ahead.is_none() {
-                ready!(self.poll_receive(cx))?;
+            if let Some(fault) = &self.fault {
+                return Poll::Ready(Err(fault.clone()));
             }
             if self.eof {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                return Poll::Ready(Ok(None));
             }
-            self.turn = TURN;
-            if let Err(error) = self.decrypt() {
-                let _ = self.poll_drain(cx);
-                return Poll::Ready(Err(error));
-            }
+            ready!(self.poll_receive(cx));
         }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
         loop {
-            self.take_plaintext(into)?;
-            if into.remaining() == 0 {
+            self.inbox.read(into);
+            if into.filled().len() > before || into.remaining() == 0 || self.eof {
                 return Poll::Ready(Ok(()));
             }
-            if self.ahead.is_some() && !self.eof {
-                if let Err(error) = self.decrypt() {
-                    let _ = self.poll_drain(cx);
-                    return Poll::Ready(Err(error));
-                }
-                continue;
+            if let Some(fault) = &self.fault {
+                return Poll::Ready(Err(fault.clone().into()));
             }
-            if self.eof || into.filled().len() > before {
-                return Poll::Ready(Ok(()));
-            }
-            ready!(self.poll_receive(cx))?;
+            ready!(self.poll_receive(cx));
         }
     }
 
-    /// Moves decrypted bytes into `into`, as many as fit.
-    fn take_plaintext(&mut self, into: &mut ReadBuf<'_>) -> io::Result<()> {
-        let mut reader = self.tls.reader();
-        while into.remaining() > 0 {
-            let count = match reader.fill_buf() {
-                Ok(chunk) => {
-                    let count = chunk.len().min(into.remaining());
-                    into.put_slice(&chunk[..count]);
-                    count
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                // A TCP FIN without close_notify. Streams end by frames, never by this, so it
-                // is an end like any other: HTTP/2 fails what was still open.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-                Err(error) => return Err(error),
-            };
-            if count == 0 {
-                return Ok(());
-            }
-            reader.consume(count);
-        }
-        Ok(())
-    }
-
-    /// Feeds TLS with what was received.
-    fn decrypt(&mut self) -> io::Result<()> {
-        let Some(ahead) = &mut self.ahead else {
-            return Ok(());
-        };
-        let mut rest = &ahead.buffer[ahead.start..ahead.end];
-        let before = rest.len();
-        let read = self.tls.read_tls(&mut rest);
-        ahead.start += before - rest.len();
-        let stuck = before == rest.len();
-        if ahead.start == ahead.end {
-            self.ahead = None;
-        }
-        read?;
-        match self.tls.process_new_packets() {
-            Ok(state) if state.peer_has_closed() => {
-                self.eof = true;
-                self.ahead = None;
-                Ok(())
-            }
-            Ok(_) if stuck => Err(self.fail(rustls::Error::General("no progress".into()))),
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.fail(error)),
-        }
-    }
-
-    fn fail(&mut self, error: rustls::Error) -> io::Error {
-        self.fault.get_or_insert(Fault::Tls(error.clone()));
-        io::Error::new(io::ErrorKind::InvalidData, error)
-    }
-
-    /// One `recv`.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// One `recv`, and what follows from it.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.turn == 0 {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let mut buffer = Spare::take();
-        let mut into = ReadBuf::new(&mut buffer);
+        let before = self.partial.len();
+        let mut into = ReadBuf::new(&mut buffer[before..]);
         let result = ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut into));
-        let end = into.filled().len();
-        if let Err(error) = result {
-            self.fault.get_or_insert(Fault::Socket(error.kind()));
-            return Poll::Ready(Err(error));
-        }
-        self.turn = self.turn.saturating_sub(end);
-        if end == 0 {
-            self.eof = true;
-        } else {
-            self.received += end as u64;
-            self.last_received = Instant::now();
-            self.ahead = Some(Ahead {
-                buffer,
-                start: 0,
-                end,
-            });
-        }
-        Poll::Ready(Ok(end))
-    }
-
-    /// Accepts a write: seals whole records, keeps a small end back to share one.
-    fn seal(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-        self.backlog += total;
-        if self.tail.len() + total < RECORD {
-            if self.tail.capacity() == 0 {
-                self.tail.reserve_exact(RECORD);
+        let count = into.filled().len();
+        match result {
+            Err(error) => {
+                self.fault.get_or_insert(Fault::Socket(error.kind()));
             }
-            bufs.iter().for_each(|buf| self.tail.extend_from_slice(buf));
-            return Ok(total);
+            // A FIN without close_notify, even within a record. Streams end by frames, never by
+            // this, so it is an end like any other: HTTP/2 fails what was still open.
+            Ok(()) if count == 0 => self.eof = true,
+            Ok(()) => {
+                self.turn = self.turn.saturating_sub(count);
+                self.received += count as u64;
+                self.last_received = Instant::now();
+                buffer[..before].copy_from_slice(&self.partial);
+                self.open(buffer, before + count);
+                if self.fault.is_some() {
+                    // The alert, as far as it goes.
+                    let _ = self.poll_drain(cx);
+                }
+            }
         }
-        let last = bufs.iter().rposition(|buf| !buf.is_empty()).unwrap_or(0);
-        let over = (self.tail.len() + total) % RECORD;
-        let keep = if over <= REMNANT && over < bufs[last].len() {
-            over
-        } else {
-            0
-        };
-        let (whole, kept) = bufs[last].split_at(bufs[last].len() - keep);
-        let tail = std::mem::take(&mut self.tail);
-        let mut slices = SmallVec::<[IoSlice<'_>; 8]>::new();
-        slices.push(IoSlice::new(&tail));
-        slices.extend(bufs[..last].iter().map(|buf| IoSlice::new(buf)));
-        slices.push(IoSlice::new(whole));
-        let expected = tail.len() + total - keep;
-        if self.tls.writer().write_vectored(&slices)? != expected {
-            // rustls takes all as long as its buffer has no limit, and it has none.
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        self.tail.extend_from_slice(kept);
-        Ok(total)
+        Poll::Ready(())
     }
 
-    /// Seals what is kept back and writes until all is written.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.tail.is_empty() {
-            let tail = std::mem::take(&mut self.tail);
-            self.tls.writer().write_all(&tail)?;
+    /// Opens what was received, and keeps the beginning of a record for later.
+    fn open(&mut self, mut buffer: Spare, end: usize) {
+        let mut pieces = Pieces::new();
+        let opened = self.records.open(&mut buffer[..end], &mut pieces);
+        self.partial = Vec::new();
+        match opened {
+            Ok(used) => {
+                self.partial.extend_from_slice(&buffer[used..end]);
+                self.eof = self.records.ended();
+            }
+            Err(error) => self.fail(error),
         }
-        while self.tls.wants_write() {
-            let mut writer = Writer {
-                tcp: &mut self.tcp,
-                cx,
-            };
-            match self.tls.write_tls(&mut writer) {
+        self.inbox.fill(buffer, pieces);
+    }
+
+    fn fail(&mut self, error: rustls::Error) {
+        self.fault.get_or_insert(Fault::Tls(error));
+    }
+
+    /// Accepts plaintext.
+    fn write(&mut self, pieces: &[IoSlice<'_>]) {
+        if self.fault.is_none()
+            && let Err(error) = self.records.write(pieces)
+        {
+            self.fail(error);
+        }
+    }
+
+    /// Writes until all is written. A record that is still open is sealed when the socket can
+    /// take it: while it cannot, small writes go on sharing it.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if !self.blocked
+                && let Err(error) = self.records.seal()
+            {
+                self.fail(error.clone());
+                return Poll::Ready(Err(Fault::Tls(error).into()));
+            }
+            let sealed = self.records.sealed();
+            if sealed.is_empty() {
+                if !std::mem::take(&mut self.blocked) {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            let result = Pin::new(&mut self.tcp).poll_write_vectored(cx, &sealed);
+            drop(sealed);
+            self.blocked = result.is_pending();
+            match ready!(result) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(count) => self.backlog = self.backlog.saturating_sub(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Ok(count) => self.records.written(count),
                 Err(error) => {
                     self.fault.get_or_insert(Fault::Socket(error.kind()));
                     return Poll::Ready(Err(error));
                 }
             }
         }
-        self.backlog = 0;
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// The socket as rustls writes to it: "not now" is an error there.
-struct Writer<'a, 'b> {
-    tcp: &'a mut TcpStream,
-    cx: &'a mut Context<'b>,
-}
-
-impl io::Write for Writer<'_, '_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(buf)])
     }
 
-    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        match Pin::new(&mut *self.tcp).poll_write_vectored(self.cx, bufs) {
-            Poll::Ready(result) => result,
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.records.close();
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }
 
@@ -394,14 +406,18 @@ impl AsyncWrite for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut session = self.0.session.borrow_mut();
-        if session.backlog >= HIGH {
+        if session.records.waiting() >= HIGH {
             let _ = session.poll_drain(cx)?;
-            if session.backlog >= HIGH {
+            if session.records.waiting() >= HIGH {
                 self.0.starved.set(true);
                 return Poll::Pending;
             }
         }
-        Poll::Ready(session.seal(bufs))
+        if let Some(fault) = &session.fault {
+            return Poll::Ready(Err(fault.clone().into()));
+        }
+        session.write(bufs);
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -414,11 +430,9 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut session = self.0.session.borrow_mut();
-        ready!(session.poll_drain(cx))?;
-        // Idempotent: rustls queues one close_notify.
-        session.tls.send_close_notify();
-        ready!(session.poll_drain(cx))?;
-        Pin::new(&mut session.tcp).poll_shutdown(cx)
+        self.0.session.borrow_mut().poll_close(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@
 //! | file | what |
 //! |---|---|
 //! | `connect` | pure: CONNECT heads and statuses |
-//! | `io` | TLS on a socket, in few system calls |
+//! | `io`, `record` | TLS on a socket, in few system calls; pure: its records, in place |
 //! | `liveness`, `window` | pure: when to ask a silent peer; how large receive windows are |
 //! | `pace` | what drives both sides of a connection beside its frames |
 //! | `client`, `pool` | a tunnel this side made; which one carries the next stream |
@@ -25,6 +25,7 @@ mod io;
 mod liveness;
 mod pace;
 mod pool;
+mod record;
 mod server;
 mod stream;
 pub mod tls;
@@ -37,6 +38,8 @@ pub use server::{Incoming, Request, accept};
 pub use stream::Stream;
 
 use std::time::Duration;
+
+use crate::sys::socket::Congestion;
 
 /// Deadlines and bounds of tunnels. The defaults are for a cluster's network.
 #[derive(Clone, Debug)]
@@ -58,6 +61,8 @@ pub struct Limits {
     pub incoming_streams: u32,
     /// Bytes of one request's headers, decoded (RFC 9113 §6.5.2).
     pub header_list: u32,
+    /// The congestion control of tunnels, once their path is known.
+    pub congestion: Congestion,
 }
 
 impl Default for Limits {
@@ -71,6 +76,7 @@ impl Default for Limits {
             streams: 1000,
             incoming_streams: 1000,
             header_list: 16 * 1024,
+            congestion: Congestion::Auto,
         }
     }
 }

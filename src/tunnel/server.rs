@@ -78,7 +78,7 @@ async fn handshake(
     limits: &Limits,
 ) -> Result<Incoming, Error> {
     watch(SockRef::from(&tcp), limits).map_err(|error| Error::Socket(Arc::new(error)))?;
-    let tls = rustls::ServerConnection::new(config).map_err(Error::Tls)?;
+    let tls = rustls::server::UnbufferedServerConnection::new(config).map_err(Error::Tls)?;
     let (socket, wire) = wire::handshake(tcp, tls.into())
         .await
         .map_err(Error::of_handshake)?;

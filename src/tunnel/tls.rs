@@ -95,6 +95,8 @@ pub fn server_config(certificate: &Certificate) -> Arc<ServerConfig> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // For `record`, which has them from rustls within this process.
+    config.enable_secret_extraction = true;
     Arc::new(config)
 }
 
@@ -116,6 +118,7 @@ pub fn client_config(certificate: &Certificate, expected: &Identity) -> Arc<Clie
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
     Arc::new(config)
 }
 

@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use adit::capture;
 use adit::capture::{Accepted, Capture, Options, Port, WorkerListeners};
 use adit::sys::netns::Netns;
-use adit::sys::socket;
+use adit::sys::socket::{self, Listener, Reach};
 use socket2::{Domain, Socket, Type};
-use tokio::net::TcpSocket;
 
 /// The addresses of one family.
 #[derive(Clone, Copy)]
@@ -234,7 +233,7 @@ pub(crate) fn dial(
         let dialled = socket::connect_from(&netns, from, to, avoid);
         tokio::time::timeout(PATIENCE, dialled).await?
     })?;
-    let stream = stream.into_std()?;
+    let stream = stream.into_tcp().into_std()?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
@@ -417,8 +416,8 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(netns: Netns, listener: TcpListener, port: Port, seen: Arc<Seen>) {
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+async fn serve(netns: Netns, listener: Listener, port: Port, seen: Arc<Seen>) {
+    let listener = listener.accepting().unwrap();
     loop {
         let captured = match capture::accept(&listener, port).await.unwrap() {
             Accepted::Captured(captured) => captured,
@@ -427,7 +426,7 @@ async fn serve(netns: Netns, listener: TcpListener, port: Port, seen: Arc<Seen>)
                 continue;
             }
         };
-        assert!(captured.socket.nodelay().unwrap());
+        assert!(captured.socket.tcp().nodelay().unwrap());
         seen.captured.fetch_add(1, Ordering::Relaxed);
         let to = captured.original_dst.get();
         let netns = netns.clone();
@@ -437,12 +436,9 @@ async fn serve(netns: Netns, listener: TcpListener, port: Port, seen: Arc<Seen>)
             Port::Tunnel => {}
         }
         tokio::task::spawn_local(async move {
-            let mut socket = captured.socket;
+            let mut socket = captured.socket.into_tcp();
             let dialled = match port {
-                Port::Outbound => {
-                    let socket = socket::connector(&netns, to.ip()).unwrap();
-                    TcpSocket::from_std_stream(socket.into()).connect(to).await
-                }
+                Port::Outbound => socket::connect(&netns, None, to, Reach::Elsewhere).await,
                 Port::Inbound => {
                     let source = captured.source;
                     socket::connect_from(&netns, source.ip(), to, Some(source.port())).await
@@ -454,7 +450,8 @@ async fn serve(netns: Netns, listener: TcpListener, port: Port, seen: Arc<Seen>)
                 }
             };
             match dialled {
-                Ok(mut other) => {
+                Ok(other) => {
+                    let mut other = other.into_tcp();
                     let _ = tokio::io::copy_bidirectional(&mut socket, &mut other).await;
                 }
                 Err(_) => socket.set_zero_linger().unwrap(),

@@ -16,6 +16,7 @@ use adit::mesh::{
 use adit::pki::directory::DirectoryCa;
 use adit::pki::{Certificate, Issuer};
 use adit::sys::netns::Netns;
+use adit::sys::socket::AppSocket;
 use adit::task;
 use adit::tunnel::{self, ConnectHead, Limits, Origin, Pool, Status};
 use tokio::net::{TcpListener, TcpStream};
@@ -206,6 +207,7 @@ impl Bed {
     /// An application's connection that goes through the tunnel to the application `app`.
     pub(crate) async fn connect(self: &Rc<Self>) -> TcpStream {
         let (near, captured) = pair().await;
+        let captured = AppSocket::resetting(captured).unwrap();
         let bed = self.clone();
         task::spawn_local("outbound", async move {
             let end = match bed.open().await {
@@ -213,10 +215,7 @@ impl Bed {
                     let meter = Meter::default();
                     Ok(deliver::relay(&bed.permit(), captured, stream, &meter).await)
                 }
-                Err(error) => {
-                    captured.set_zero_linger().unwrap();
-                    Err(error.reason().to_owned())
-                }
+                Err(error) => Err(error.reason().to_owned()),
             };
             bed.outbound.add(end);
         })
@@ -291,7 +290,7 @@ async fn serve(bed: Rc<Bed>, listener: TcpListener, server: Arc<Certificate>) {
 async fn answer(
     bed: Rc<Bed>,
     request: tunnel::Request,
-) -> Option<(Box<Permit>, TcpStream, tunnel::Stream, Rc<Ends>)> {
+) -> Option<(Box<Permit>, AppSocket, tunnel::Stream, Rc<Ends>)> {
     if let Some(status) = bed.refuse.get() {
         request.refuse(status);
         return None;

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use adit::deliver::Side;
+use adit::sys::socket::AppSocket;
 use adit::task;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,6 +147,7 @@ fn a_dropped_relay_resets_both_sides() {
         let (listener, app) = bed::listen().await;
         let bed = Bed::new(app).await;
         let (mut near, captured) = bed::pair().await;
+        let captured = AppSocket::resetting(captured).unwrap();
         let stream = bed.open().await.unwrap();
         let permit = bed.permit();
         let relay = task::spawn_local("relay", async move {

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use adit::authorize;
 use adit::deliver::{self, Meter, Side};
 use adit::sys::netns::Netns;
+use adit::sys::socket::AppSocket;
 use adit::task::{self, Task};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,6 +17,7 @@ use crate::load::{Noise, read_raggedly, write_raggedly};
 async fn joined(ends: &std::rc::Rc<Ends>) -> (TcpStream, TcpStream, Task) {
     let (near, captured) = bed::pair().await;
     let (dialled, far) = bed::pair().await;
+    let [captured, dialled] = [captured, dialled].map(|tcp| AppSocket::resetting(tcp).unwrap());
     let ends = ends.clone();
     let task = task::spawn_local("splice", async move {
         let permit = authorize::outbound(flow(loopback(1), identity("web")));
@@ -139,7 +141,7 @@ fn both_families_keep_the_address_they_are_dialled_from() {
             let to = listener.local_addr().unwrap();
             let permit = authorize::outbound(flow(to, identity("web")));
             let dialled = deliver::dial(&permit, &netns, Some(ip)).await.unwrap();
-            assert_eq!(dialled.local_addr().unwrap().ip(), ip);
+            assert_eq!(dialled.tcp().local_addr().unwrap().ip(), ip);
         }
     });
 }
@@ -153,11 +155,11 @@ fn a_dial_says_what_is_wrong() {
         let dialled = deliver::dial(&permit, &netns, Some(loopback(0).ip()))
             .await
             .unwrap();
-        assert_eq!(dialled.local_addr().unwrap().ip(), loopback(0).ip());
+        assert_eq!(dialled.tcp().local_addr().unwrap().ip(), loopback(0).ip());
         let from = loopback(0).ip();
         let announced = deliver::dial_announced(&permit, &netns, from, addr, Some);
         let (dialled, local) = announced.await.unwrap();
-        assert_eq!(dialled.local_addr().unwrap(), local);
+        assert_eq!(dialled.tcp().local_addr().unwrap(), local);
         drop(listener);
         let error = deliver::dial(&permit, &netns, None).await.unwrap_err();
         assert_eq!(error.reason(), "refused");

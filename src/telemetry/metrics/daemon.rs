@@ -2,6 +2,8 @@
 //!
 //! The programs set and count them. None is touched more often than once per connection.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -100,6 +102,7 @@ pub struct Daemon {
     pub dry_run: Family<DryRun, Counter>,
     pub unknown_destinations: Counter,
     pub same_node: Counter,
+    pub busy_poll: Counter<f64, AtomicU64>,
 }
 
 impl Daemon {
@@ -204,6 +207,11 @@ impl Daemon {
                 to,
                 "same_node_connections",
                 "Connections between two pods of this node that took the short way",
+            ),
+            busy_poll: add(
+                to,
+                "busy_poll_seconds",
+                "Time that workers spent awake waiting for what comes next",
             ),
         }
     }

@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use tracing_appender::non_blocking::ErrorCounter;
+
+use crate::telemetry::log::Dropped;
 
 pub use daemon::{ByDirection, Daemon, DryRun, Failure, FileName, Kind, Reason, State};
 pub use labels::Member;
@@ -40,7 +41,7 @@ impl Metrics {
     pub fn new(
         workers: usize,
         cluster_domain: &str,
-        dropped: Option<ErrorCounter>,
+        dropped: Option<Dropped>,
         now: Instant,
     ) -> Self {
         let mut registry = Registry::default();

@@ -10,19 +10,20 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use tracing_appender::non_blocking::ErrorCounter;
+
+use crate::telemetry::log::Dropped;
 
 /// Reads `/proc/self` at each scrape.
 #[derive(Debug)]
 pub(crate) struct Process {
-    dropped: Option<ErrorCounter>,
+    dropped: Option<Dropped>,
     page: u64,
     tick: f64,
 }
 
 impl Process {
     /// A collector; `dropped` counts the lines that the log had no room for.
-    pub(crate) fn new(dropped: Option<ErrorCounter>) -> Self {
+    pub(crate) fn new(dropped: Option<Dropped>) -> Self {
         use nix::unistd::{SysconfVar, sysconf};
         let ask = |var, default| sysconf(var).ok().flatten().unwrap_or(default);
         let tick = ask(SysconfVar::CLK_TCK, 100);
@@ -119,7 +120,7 @@ impl Collector for Process {
                 &ConstGauge::new(start),
             )?;
         }
-        let dropped = self.dropped.as_ref().map_or(0, ErrorCounter::dropped_lines);
+        let dropped = self.dropped.as_ref().map_or(0, Dropped::lines);
         put(
             "adit_log_lines_dropped",
             "Log lines and access records dropped because the log's reader was too slow",

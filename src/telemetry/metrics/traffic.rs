@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ struct Series {
     labels: Arc<Labels>,
     shards: Box<[Shard]>,
     retired: AtomicBool,
+    /// The registry's start.
+    started: Instant,
 }
 
 /// What one worker has counted. Aligned so that workers share no cache line.
@@ -89,9 +91,11 @@ impl Traffic {
     /// The recorder of one worker; workers are numbered from zero.
     #[must_use]
     pub fn recorder(&self, worker: usize) -> Recorder {
+        let shard = worker % self.0.workers;
         Recorder {
             traffic: self.clone(),
-            shard: worker % self.0.workers,
+            shard,
+            number: shard.try_into().expect("a machine has fewer cores"),
             cache: RefCell::default(),
         }
     }
@@ -135,7 +139,7 @@ impl Traffic {
             series.clone()
         } else {
             let labels = Arc::new(labels);
-            let series = Arc::new(Series::new(labels.clone(), self.0.workers));
+            let series = Arc::new(Series::new(labels.clone(), &self.0));
             all.insert(labels, series.clone());
             series
         };
@@ -144,7 +148,7 @@ impl Traffic {
     }
 
     fn seconds(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.0.started).as_secs()
+        seconds(self.0.started, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Labels>, Arc<Series>>> {
@@ -152,12 +156,17 @@ impl Traffic {
     }
 }
 
+fn seconds(started: Instant, now: Instant) -> u64 {
+    now.saturating_duration_since(started).as_secs()
+}
+
 impl Series {
-    fn new(labels: Arc<Labels>, workers: usize) -> Self {
+    fn new(labels: Arc<Labels>, registry: &Registry) -> Self {
         Self {
             labels,
-            shards: (0..workers).map(|_| Shard::default()).collect(),
+            shards: (0..registry.workers).map(|_| Shard::default()).collect(),
             retired: AtomicBool::new(false),
+            started: registry.started,
         }
     }
 
@@ -204,7 +213,9 @@ impl Shard {
 pub struct Recorder {
     traffic: Traffic,
     shard: usize,
-    cache: RefCell<HashMap<Pair, Arc<Series>>>,
+    /// The same number.
+    number: u32,
+    cache: RefCell<HashMap<u64, (Pair, Arc<Series>), Mixed>>,
 }
 
 impl Recorder {
@@ -212,19 +223,19 @@ impl Recorder {
     #[must_use]
     pub fn opened(&self, flow: &Flow, now: Instant) -> Opened {
         let seconds = self.traffic.seconds(now);
-        let pair = Pair::of(flow);
+        let key = Pair::key(flow);
         let mut cache = self.cache.borrow_mut();
         let cached = cache
-            .get(&pair)
-            .filter(|series| series.join(self.shard, seconds));
-        let series = if let Some(series) = cached {
+            .get(&key)
+            .filter(|(pair, series)| pair.is(flow) && series.join(self.shard, seconds));
+        let series = if let Some((_, series)) = cached {
             series.clone()
         } else {
             let series = self.traffic.join(flow, self.shard, seconds);
             if cache.len() >= CACHED {
                 cache.clear();
             }
-            cache.insert(pair, series.clone());
+            cache.insert(key, (Pair::of(flow), series.clone()));
             series
         };
         series.shards[self.shard]
@@ -232,8 +243,7 @@ impl Recorder {
             .fetch_add(1, Ordering::Relaxed);
         Opened {
             series,
-            shard: self.shard,
-            traffic: self.traffic.clone(),
+            shard: self.number,
             ended: false,
         }
     }
@@ -251,8 +261,7 @@ impl fmt::Debug for Recorder {
 /// as closed with no flag.
 pub struct Opened {
     series: Arc<Series>,
-    shard: usize,
-    traffic: Traffic,
+    shard: u32,
     ended: bool,
 }
 
@@ -271,7 +280,7 @@ impl Opened {
     /// Counts the end.
     pub fn closed(mut self, outcome: Outcome, now: Instant) {
         self.end(outcome);
-        let seconds = self.traffic.seconds(now);
+        let seconds = seconds(self.series.started, now);
         self.shard().last_used.store(seconds, Ordering::Relaxed);
     }
 
@@ -286,7 +295,7 @@ impl Opened {
     }
 
     fn shard(&self) -> &Shard {
-        &self.series.shards[self.shard]
+        &self.series.shards[self.shard as usize]
     }
 }
 
@@ -305,19 +314,16 @@ impl fmt::Debug for Opened {
     }
 }
 
-/// A cache key that costs no text: objects of the index by address (the key keeps them alive, so
-/// that an address is not used again), and a proven identity by value.
-#[derive(PartialEq, Eq, Hash)]
+/// What a worker has found the series of, without any text: objects of the index by address (kept
+/// alive here, so that an address is not used again), and a proven identity by value.
 struct Pair {
     direction: Direction,
     path: Path,
     identity: Option<Identity>,
-    source: ByAddress<Workload>,
-    destination: ByAddress<Workload>,
-    service: ByAddress<Service>,
+    source: Option<Arc<Workload>>,
+    destination: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
 }
-
-struct ByAddress<T>(Option<Arc<T>>);
 
 impl Pair {
     fn of(flow: &Flow) -> Self {
@@ -325,30 +331,62 @@ impl Pair {
             direction: flow.direction,
             path: flow.path,
             identity: flow.source.identity.clone(),
-            source: ByAddress(flow.source.workload.clone()),
-            destination: ByAddress(flow.destination.workload.clone()),
-            service: ByAddress(flow.destination.service.clone()),
+            source: flow.source.workload.clone(),
+            destination: flow.destination.workload.clone(),
+            service: flow.destination.service.clone(),
         }
     }
-}
 
-impl<T> ByAddress<T> {
-    fn address(&self) -> Option<*const T> {
-        self.0.as_ref().map(Arc::as_ptr)
+    /// Whether it is the pair of `flow`.
+    fn is(&self, flow: &Flow) -> bool {
+        self.direction == flow.direction
+            && self.path == flow.path
+            && address(&self.source) == address(&flow.source.workload)
+            && address(&self.destination) == address(&flow.destination.workload)
+            && address(&self.service) == address(&flow.destination.service)
+            && self.identity == flow.source.identity
+    }
+
+    /// Where the pair of `flow` is in the cache. Two pairs with one key take each other's place,
+    /// which costs time and nothing else; so identities, which would have to be read, stay out.
+    fn key(flow: &Flow) -> u64 {
+        let parts = [
+            address(&flow.source.workload),
+            address(&flow.destination.workload),
+            address(&flow.destination.service),
+            flow.direction as usize,
+            flow.path as usize,
+        ];
+        parts.into_iter().fold(0, |key: u64, part| {
+            // An odd number without pattern (2^64 divided by the golden ratio) spreads the bits.
+            (key.rotate_left(23) ^ part as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        })
     }
 }
 
-impl<T> PartialEq for ByAddress<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.address() == other.address()
-    }
+fn address<T>(of: &Option<Arc<T>>) -> usize {
+    of.as_ref().map_or(0, |of| Arc::as_ptr(of).addr())
 }
 
-impl<T> Eq for ByAddress<T> {}
+/// A hasher of keys that are mixed already.
+type Mixed = BuildHasherDefault<Already>;
 
-impl<T> Hash for ByAddress<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.address().hash(state);
+#[derive(Default)]
+struct Already(u64);
+
+impl Hasher for Already {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key ^ (key >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
