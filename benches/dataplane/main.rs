@@ -69,7 +69,10 @@ struct Args {
     /// A further argument of the daemons, as --adit-arg=--same-node=hbone; may be repeated.
     #[arg(long, allow_hyphen_values = true)]
     adit_arg: Vec<String>,
-    /// End with an error when a target is missed.
+    /// The congestion control of every namespace, for all carriers; the system's unless given.
+    #[arg(long)]
+    congestion: Option<String>,
+    /// End with an error that names the targets that are missed, if any is.
     #[arg(long)]
     check: bool,
     /// Print the figures of every round, not only their medians.
@@ -99,6 +102,10 @@ fn main() -> Result<()> {
     );
     ensure!(args.rounds > 0 && args.seconds > 0.0, "nothing to measure");
     ensure!(!args.workers.is_empty(), "no proxy works without a thread");
+    ensure!(
+        !args.check || args.workers.len() == 1 && args.carriers.len() == 3,
+        "targets are ratios to Envoy and to direct TCP: --check needs all three carriers, and one number of workers"
+    );
     let rows = choose(&args.rows)?;
     let bound;
     (args.idle, bound) = hold::allowed(args.idle)?;
@@ -107,18 +114,22 @@ fn main() -> Result<()> {
     if args.workers.len() > 1 {
         let mut all: Vec<Results> = args.workers.iter().map(|_| Results::default()).collect();
         let outcome = compare(&args, &rows, &mut all);
-        writeln!(out, "\n{}\n", setting(&args, bound.as_deref()))?;
-        write!(out, "{}", table::by_workers(&all, &args.workers))?;
+        write!(out, "\n{}", table::by_workers(&all, &args.workers))?;
+        writeln!(out, "\n{}", setting(&args, bound.as_deref()))?;
         return outcome;
     }
     let mut results = Results::default();
     let outcome = measure(&args, &rows, &mut results);
-    writeln!(out, "\n{}\n", setting(&args, bound.as_deref()))?;
-    write!(out, "{}", table::render(&results, &args.carriers))?;
+    write!(out, "\n{}", table::render(&results, &args.carriers))?;
+    writeln!(out, "\n{}", setting(&args, bound.as_deref()))?;
     outcome?;
-    let missed = table::missed(&results);
-    if args.check && !missed.is_empty() {
-        bail!("missed: {}", missed.join("; "));
+    if args.check {
+        let (targets, missed) = table::checked(&results);
+        if !missed.is_empty() {
+            let missed = missed.join("\n  ");
+            bail!("missed of {targets} targets:\n  {missed}");
+        }
+        writeln!(out, "\nAll {targets} targets are met.")?;
     }
     Ok(())
 }
@@ -131,11 +142,12 @@ fn setting(args: &Args, bound: Option<&str>) -> String {
     };
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let workers: Vec<_> = args.workers.iter().map(usize::to_string).collect();
+    let congestion = args.congestion.clone();
+    let congestion = congestion.unwrap_or_else(|| sys("net/ipv4/tcp_congestion_control"));
     let mut setting = format!(
-        "Linux {}, {processors} processors; congestion control {} unless a program chooses; \
+        "Linux {}, {processors} processors; congestion control {congestion} unless a program chooses; \
          medians of {} rounds of {} s; {} threads each; {}",
         sys("kernel/osrelease"),
-        sys("net/ipv4/tcp_congestion_control"),
         args.rounds,
         args.seconds,
         workers.join(", "),
@@ -172,7 +184,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(args: &'a Args, kinds: &[Kind]) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("adit-bench-").tempdir()?;
-        let mut net = Net::create()?;
+        let mut net = Net::create(args.congestion.as_deref())?;
         let carriers = kinds.iter().map(|&kind| Carrier::create(kind, &mut net));
         Ok(Self {
             args,

@@ -272,7 +272,12 @@ pub(crate) const ROWS: &[Row] = &[
                 Some(Target::Absolute(2.5)),
             ),
             cost("— connections", "held", 0, None),
-            cost("— CPU of the proxies, all connections", "%", 1, None),
+            cost(
+                "— CPU of the proxies, all connections",
+                "%",
+                1,
+                Some(Target::Absolute(1.0)),
+            ),
             cost("— CPU to open one, with an exchange", "µs", 1, None),
             cost("— CPU to close one", "µs", 1, None),
             cost("— until all are closed", "ms", 0, None),

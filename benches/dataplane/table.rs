@@ -39,6 +39,7 @@ impl Results {
 
 /// One line, with the values of direct TCP, Adit and Envoy.
 struct Line<'a> {
+    row: &'static str,
     figure: &'a Figure,
     name: String,
     values: [Option<f64>; 3],
@@ -61,6 +62,7 @@ fn lines(results: &Results) -> Vec<Line<'static>> {
                 continue;
             }
             let whole = Line {
+                row: row.name,
                 figure,
                 name: figure.name.to_owned(),
                 values,
@@ -80,6 +82,7 @@ fn lines(results: &Results) -> Vec<Line<'static>> {
             };
             let over = |value: Option<f64>| value.map(|value| value - direct);
             lines.push(Line {
+                row: row.name,
                 figure,
                 name: "— added to direct TCP".to_owned(),
                 values: [None, over(adit), over(envoy)],
@@ -244,11 +247,19 @@ fn written(rows: &[Vec<String>], words: impl Fn(usize) -> bool) -> String {
     text
 }
 
-/// The targets that were not met.
-pub(crate) fn missed(results: &Results) -> Vec<String> {
+/// How many targets there are in what was measured, and a line for each that is not shown to be
+/// met: a ratio that cannot be told (of what nobody adds, say) is not met.
+pub(crate) fn checked(results: &Results) -> (usize, Vec<String>) {
     let lines = lines(results);
-    let missed = lines.iter().filter(|line| line.met() == Some(false));
-    missed
-        .map(|line| format!("{} ({})", line.name, line.aim()))
-        .collect()
+    let aims = lines.iter().filter(|line| line.target.is_some());
+    let missed = aims.clone().filter(|line| line.met() != Some(true));
+    let missed = missed.map(|line| {
+        let figure = match line.target {
+            Some(Target::Absolute(_)) => line.values[1],
+            _ => line.ratio(1, 2),
+        };
+        let figure = figure.map_or(NOTHING.to_owned(), |figure| format!("{figure:.2}"));
+        format!("{}, {}: {figure}, {}", line.row, line.name, line.aim())
+    });
+    (aims.count(), missed.collect())
 }
