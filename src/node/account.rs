@@ -128,7 +128,7 @@ impl Account {
         let error = match set_up {
             Ok(joined) => {
                 let live = live.expect("only what was permitted has a meter to be joined with");
-                return Some(Carrying::On(live, joined));
+                return Some(Carrying::new(live, joined));
             }
             Err(error) => error,
         };

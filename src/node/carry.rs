@@ -37,15 +37,13 @@ pub(crate) enum Joined {
 }
 
 /// Carries a connection to its end, and accounts for it.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is where a task has it, and is over only at the task's end"
-)]
-pub(crate) enum Carrying {
-    /// It goes on.
-    On(Entered, Joined),
-    /// It has ended.
-    Over,
+pub(crate) struct Carrying(Option<(Entered, Joined)>);
+
+impl Carrying {
+    /// Of a connection that is permitted and joined.
+    pub(crate) fn new(live: Entered, joined: Joined) -> Self {
+        Self(Some((live, joined)))
+    }
 }
 
 impl Joined {
@@ -69,7 +67,7 @@ impl Future for Carrying {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let Self::On(live, joined) = this else {
+        let Some((live, joined)) = &mut this.0 else {
             return Poll::Ready(());
         };
         let ended = match live.poll_ended(cx) {
@@ -78,7 +76,7 @@ impl Future for Carrying {
         };
         let connection = (*live).clone();
         // What is still joined is reset, and listed no more, before its record says so.
-        *this = Self::Over;
+        this.0 = None;
         connection.close(ended);
         Poll::Ready(())
     }

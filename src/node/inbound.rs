@@ -6,6 +6,7 @@
 //! pod decides by the source's identity, then the application is dialled from the source's address.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,7 +14,6 @@ use socket2::SockRef;
 
 use crate::capture::{Captured, Port};
 use crate::deliver;
-use crate::identify::Backend;
 use crate::mesh::{
     Direction, Flow, Identity, Local, Path, Peer, Service, TunnelAddr, Workload, canonical_ip,
 };
@@ -167,7 +167,7 @@ async fn arrive(
     };
     drop(world);
     let live = account.permitted(permit);
-    let joining = async {
+    let joining = pin!(async {
         let permit = &live.permit;
         // A stream that is reset is no stream any more, and no limit counts it: its dial must not
         // go on, or a peer could have any number of them.
@@ -185,7 +185,7 @@ async fn arrive(
         let stream = request.accept()?;
         let (app, meter) = (app, Metered::from_destination(live));
         Ok(Joined::Relay(deliver::relay(permit, app, stream, meter)))
-    };
+    });
     live.unless_ended(joining).await
 }
 
@@ -251,14 +251,9 @@ fn service_named(
         .strip_suffix(".svc.")?;
     let (name, namespace) = name.split_once('.')?;
     let service = world.snapshot.service(namespace, name)?;
-    let leads_here = |backends: &[Backend]| {
-        backends
-            .iter()
-            .any(|backend| workload.ips.contains(&backend.ip))
-    };
-    let mut endpoints = world.snapshot.endpoints(service);
-    endpoints
-        .any(|(_, _, backends)| leads_here(backends))
+    world
+        .snapshot
+        .selects(service, workload)
         .then(|| service.clone())
 }
 
@@ -323,7 +318,7 @@ async fn arrive_same_node(
         worker.decide(&local.evaluator, flow, account)?
     };
     let live = account.permitted(permit);
-    let joining = async {
+    let joining = pin!(async {
         let permit = &live.permit;
         let app = deliver::dial(permit, &pod.netns, Some(source.ip())).await?;
         let near = near
@@ -331,6 +326,6 @@ async fn arrive_same_node(
             .expect("put there by the caller, taken here alone");
         let (near, meter) = (near, Metered::from_source(live));
         Ok(Joined::Splice(deliver::splice(permit, near, app, meter)))
-    };
+    });
     live.unless_ended(joining).await
 }

@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -113,12 +114,12 @@ impl Connection {
         })
     }
 
-    /// Does `work`, unless the node ends this connection before; then `work` is dropped.
+    /// Does `work`, unless the node ends this connection before; then the caller drops `work`.
+    /// Pinned by the caller, it is held once.
     pub(crate) async fn unless_ended<T>(
         &self,
-        work: impl Future<Output = Result<T, Error>>,
+        mut work: Pin<&mut impl Future<Output = Result<T, Error>>>,
     ) -> Result<T, Error> {
-        let mut work = std::pin::pin!(work);
         let done = std::future::poll_fn(|cx| match self.poll_ended(cx) {
             Poll::Ready(cut) => Poll::Ready(Err(Error::Cut(cut))),
             Poll::Pending => work.as_mut().poll(cx),

@@ -14,6 +14,7 @@
 //! the application's connection.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -162,7 +163,7 @@ impl Leaving<'_> {
             .with_baggage(self.local.baggage.clone());
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::Tunnel);
         let live = self.account.permitted(authorize::outbound(flow));
-        let joining = async {
+        let joining = pin!(async {
             let certificate = self.worker.certificate(&source).await?;
             let origin = Origin {
                 netns: self.pod.netns.clone(),
@@ -175,7 +176,7 @@ impl Leaving<'_> {
             let stream = pool.open(permit, &origin, to, via, &head).await?;
             let (app, meter) = (captured.socket, Metered::from_source(live));
             Ok(Joined::Relay(deliver::relay(permit, app, stream, meter)))
-        };
+        });
         live.unless_ended(joining).await
     }
 
@@ -199,13 +200,14 @@ impl Leaving<'_> {
         let live = self.account.permitted(authorize::outbound(flow));
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
-        let joining = async {
+        let joining = pin!(async {
             let announcements = &self.worker.shared.announcements;
             let announce = |local| announcements.announce(local, via.get(), announcement.clone());
             let (netns, from) = (&self.pod.netns, captured.source.ip());
+            let lane = self.worker.lane();
             let permit = &live.permit;
-            let dialled = deliver::dial_announced(permit, netns, from, via.get(), announce).await;
-            let (socket, announced) = dialled.map_err(|error| {
+            let dialling = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
+            let (socket, announced) = dialling.await.map_err(|error| {
                 // The other side may have refused before this one knew that it was connected.
                 match announcement.refused.get() {
                     Some(outcome) => Error::RefusedBeside(*outcome),
@@ -216,7 +218,7 @@ impl Leaving<'_> {
             let splice = deliver::splice(permit, near, socket, meter);
             let beside = Beside::new(announced, announcement.refused.clone());
             Ok(Joined::Beside(splice, Box::new(beside)))
-        };
+        });
         live.unless_ended(joining).await
     }
 
@@ -258,13 +260,13 @@ impl Leaving<'_> {
         captured: Taken,
     ) -> Result<Joined, Error> {
         let live = self.account.permitted(permit);
-        let joining = async {
+        let joining = pin!(async {
             let from = captured.source.ip();
             let permit = &live.permit;
             let socket = deliver::dial(permit, &self.pod.netns, Some(from)).await?;
             let (near, meter) = (captured.socket, Metered::from_source(live));
             Ok(Joined::Splice(deliver::splice(permit, near, socket, meter)))
-        };
+        });
         live.unless_ended(joining).await
     }
 

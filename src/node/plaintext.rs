@@ -3,6 +3,7 @@
 //! It comes from outside the mesh: a node, a pod that is not enrolled, the world. Nobody has proven
 //! anything, so policy sees it without an identity.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use crate::capture::Captured;
@@ -62,7 +63,7 @@ async fn arrive(
         worker.decide(&local.evaluator, flow, account)?
     };
     let live = account.permitted(permit);
-    let joining = async {
+    let joining = pin!(async {
         let app = deliver::dial(&live.permit, &pod.netns, Some(source.ip())).await?;
         let (near, meter) = (socket, Metered::from_source(live));
         Ok(Joined::Splice(deliver::splice(
@@ -71,6 +72,6 @@ async fn arrive(
             app,
             meter,
         )))
-    };
+    });
     live.unless_ended(joining).await
 }

@@ -80,6 +80,7 @@ pub(crate) struct Wire {
     pub(crate) addr: SocketAddr,
     pub(crate) connections: Rc<Cell<usize>>,
     cut: Rc<Notify>,
+    end: Rc<Notify>,
     deaf: Rc<Cell<bool>>,
 }
 
@@ -90,22 +91,25 @@ impl Wire {
             addr,
             connections: Rc::default(),
             cut: Rc::default(),
+            end: Rc::default(),
             deaf: Rc::default(),
         };
-        let (connections, cut, deaf) = (
+        let (connections, cut, end, deaf) = (
             wire.connections.clone(),
             wire.cut.clone(),
+            wire.end.clone(),
             wire.deaf.clone(),
         );
         task::spawn_local("wire", async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
                 connections.set(connections.get() + 1);
-                let (cut, deaf) = (cut.clone(), deaf.clone());
+                let (cut, end, deaf) = (cut.clone(), end.clone(), deaf.clone());
                 task::spawn_local("wire", async move {
                     let mut far = TcpStream::connect(to).await.unwrap();
                     tokio::select! {
                         () = carry(&mut near, &mut far, &deaf) => {}
+                        () = end.notified() => {}
                         () = cut.notified() => {
                             near.set_zero_linger().unwrap();
                             far.set_zero_linger().unwrap();
@@ -122,6 +126,11 @@ impl Wire {
     /// Resets all connections.
     pub(crate) fn cut(&self) {
         self.cut.notify_waiters();
+    }
+
+    /// Ends all connections by FIN.
+    pub(crate) fn end(&self) {
+        self.end.notify_waiters();
     }
 
     /// Lets no byte through any more, and tells nobody.

@@ -236,3 +236,60 @@ async fn peers_that_do_not_trust_each_other_say_so() {
         "{error:?}"
     );
 }
+
+/// Shows none.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(
+        &self,
+        _: &[&[u8]],
+        _: &[rustls::SignatureScheme],
+    ) -> Option<std::sync::Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_certificate_gets_no_session() {
+    let certificate = certificate();
+    let (made, taken) = sockets().await;
+    let mut config = tls::client_config(&certificate, certificate.identity());
+    std::sync::Arc::make_mut(&mut config).client_auth_cert_resolver =
+        std::sync::Arc::new(NoCertificate);
+    let client = UnbufferedClientConnection::new(config, tls::server_name()).unwrap();
+    let (client, server) = tokio::join!(
+        handshake(made, client.into()),
+        handshake(taken, server(&certificate))
+    );
+    let error = server.err().unwrap();
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    assert_eq!(error, Some(&rustls::Error::NoCertificatesPresented));
+    // For the client all was done when it had spoken last.
+    let fault = next(&client.unwrap().1).await.unwrap_err();
+    let alert = rustls::AlertDescription::CertificateRequired;
+    assert!(
+        matches!(&fault, Fault::Tls(rustls::Error::AlertReceived(found)) if *found == alert),
+        "{fault:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_offers_no_protocol_speaks_none() {
+    let certificate = certificate();
+    let (made, taken) = sockets().await;
+    let mut config = tls::client_config(&certificate, certificate.identity());
+    std::sync::Arc::make_mut(&mut config).alpn_protocols.clear();
+    let client = UnbufferedClientConnection::new(config, tls::server_name()).unwrap();
+    let (client, server) = tokio::join!(
+        handshake(made, client.into()),
+        handshake(taken, server(&certificate))
+    );
+    assert!(!client.unwrap().1.speaks_h2());
+    assert!(!server.unwrap().1.speaks_h2());
+}
