@@ -271,7 +271,7 @@ async fn a_client_without_certificate_gets_no_session() {
     let error = error.get_ref().and_then(|error| error.downcast_ref());
     assert_eq!(error, Some(&rustls::Error::NoCertificatesPresented));
     // For the client all was done when it had spoken last.
-    let fault = next(&client.unwrap().1).await.unwrap_err();
+    let fault = next(&client.unwrap()).await.unwrap_err();
     let alert = rustls::AlertDescription::CertificateRequired;
     assert!(
         matches!(&fault, Fault::Tls(rustls::Error::AlertReceived(found)) if *found == alert),
@@ -290,6 +290,6 @@ async fn a_client_that_offers_no_protocol_speaks_none() {
         handshake(made, client.into()),
         handshake(taken, server(&certificate))
     );
-    assert!(!client.unwrap().1.speaks_h2());
-    assert!(!server.unwrap().1.speaks_h2());
+    assert!(!client.unwrap().speaks_h2());
+    assert!(!server.unwrap().speaks_h2());
 }
