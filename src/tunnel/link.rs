@@ -268,5 +268,8 @@ impl Drop for Place {
         if http.held() == 0 {
             self.link.idle_since.set(Instant::now());
         }
+        drop(http);
+        // What was never read makes room for others.
+        self.done();
     }
 }

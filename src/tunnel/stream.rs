@@ -67,6 +67,8 @@ struct Opening {
     again: Option<Again>,
     /// The end was sent, and has to be sent again.
     end: bool,
+    /// The peer has answered 200, but not all has been sent again.
+    answered: bool,
     patience: Duration,
     deadline: Pin<Box<Sleep>>,
 }
@@ -88,6 +90,7 @@ impl Stream {
             way: Some(way),
             again: None,
             end: false,
+            answered: false,
             patience,
             deadline: Box::pin(tokio::time::sleep(patience)),
         };
@@ -130,12 +133,20 @@ impl Stream {
                 }
                 continue;
             }
+            if opening.answered {
+                self.catch_up(cx);
+                return Poll::Ready(Ok(()));
+            }
             self.send_again(cx);
             let Poll::Ready(answer) = self.poll_answer(cx) else {
                 return self.poll_deadline(cx).map(Err);
             };
             match answer {
-                Answer::Open => self.other = None,
+                Answer::Open => {
+                    if let Some(Other::Opening(opening)) = self.other.as_deref_mut() {
+                        opening.answered = true;
+                    }
+                }
                 Answer::Refused(refused) => {
                     self.place.reset(Reason::CANCEL);
                     return Poll::Ready(Err(self.fail(Error::Refused(refused))));
@@ -218,6 +229,26 @@ impl Stream {
         }
     }
 
+    /// After the answer: the stream is open once nothing has to be sent again.
+    fn catch_up(&mut self, cx: &Context<'_>) {
+        self.send_again(cx);
+        if let Some(Other::Opening(opening)) = self.other.as_deref()
+            && opening.behind.is_empty()
+            && !opening.end
+        {
+            self.other = None;
+        }
+    }
+
+    /// Whether the peer has answered 200, or we have.
+    fn is_answered(&self) -> bool {
+        match self.other.as_deref() {
+            None => true,
+            Some(Other::Opening(opening)) => opening.answered,
+            Some(Other::Failed(_)) => false,
+        }
+    }
+
     fn fail(&mut self, error: Error) -> Error {
         self.inbox = Inbox::default();
         self.other = Some(Box::new(Other::Failed(error.clone())));
@@ -296,10 +327,13 @@ impl Duplex for Stream {
     }
 
     fn accepted(&self) -> bool {
-        self.other.is_none()
+        self.is_answered()
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, Stopped>> {
+        if self.other.is_some() && self.is_answered() {
+            self.catch_up(cx);
+        }
         let want = match self.other.as_deref() {
             None => want,
             Some(Other::Opening(opening))
@@ -351,7 +385,7 @@ impl Duplex for Stream {
     }
 
     fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Stopped> {
-        if let Some(Other::Opening(_)) = self.other.as_deref() {
+        if !self.is_answered() && matches!(self.other.as_deref(), Some(Other::Opening(_))) {
             // Whatever happens now is told by the response.
             return Poll::Pending;
         }
@@ -367,7 +401,7 @@ impl Duplex for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if !(self.place.sent_end && self.place.got_end) {
+        if self.other.is_some() || !(self.place.sent_end && self.place.got_end) {
             self.place.reset(RESET);
         }
     }

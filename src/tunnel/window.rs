@@ -19,8 +19,10 @@ const LARGEST: u32 = 16 * CHUNK as u32;
 const BUDGET: u32 = 64 * 1024 * 1024;
 /// The most bytes between two looks.
 const MOST_PATIENT: u64 = 64 * 1024 * 1024;
-/// The window of a connection.
-pub(crate) const CONNECTION: u32 = 1 << 30;
+/// The window of a connection. It is also what a peer can make this side hold that grows its windows
+/// with few streams and then fills them with many, or does not take smaller ones: so it counts what
+/// waits.
+pub(crate) const CONNECTION: u32 = 512 * 1024 * 1024;
 
 /// The window of one tunnel's streams.
 #[derive(Debug)]

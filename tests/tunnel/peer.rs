@@ -27,6 +27,20 @@ pub(crate) async fn accept(listener: &TcpListener, certificate: &Arc<Certificate
     builder.handshake(stream).await.unwrap()
 }
 
+/// The same, with a first window of `window` bytes for each stream.
+pub(crate) async fn accept_narrow(
+    listener: &TcpListener,
+    certificate: &Arc<Certificate>,
+    window: u32,
+) -> Server {
+    let (tcp, _) = listener.accept().await.unwrap();
+    let acceptor = TlsAcceptor::from(tls::server_config(certificate));
+    let stream = acceptor.accept(tcp).await.unwrap();
+    let mut builder = h2::server::Builder::new();
+    builder.initial_window_size(window);
+    builder.handshake(stream).await.unwrap()
+}
+
 /// A client of the tunnel port at `via`, driven by a task.
 pub(crate) async fn connect(
     via: SocketAddr,

@@ -5,6 +5,8 @@ use smallvec::SmallVec;
 
 /// What each field counts beyond its text (RFC 9113 §6.5.2).
 const OVERHEAD: usize = 32;
+/// By what factor a head is far beyond the limit.
+const FAR: usize = 16;
 /// Fields that are about a connection of HTTP/1.1, and so have no place here (RFC 9113 §8.2.2).
 const OF_CONNECTIONS: [&[u8]; 5] = [
     b"connection",
@@ -51,6 +53,11 @@ impl Fields {
     /// Whether there was more than the limit.
     pub(crate) fn is_over(&self) -> bool {
         self.size > self.limit
+    }
+
+    /// Whether there was so much more that a peer could only mean to keep this side busy.
+    pub(crate) fn is_far_over(&self) -> bool {
+        self.size > self.limit.saturating_mul(FAR)
     }
 
     /// Names and values.

@@ -55,6 +55,8 @@ pub(crate) struct Entry {
     pub(crate) receive: Window,
     /// Bytes delivered whose room the peer has not been given back.
     pub(crate) owed: u32,
+    /// Bytes that have arrived and were not delivered.
+    pub(crate) unread: u32,
     /// The part of the connection's window that is set aside for it.
     pub(crate) reserved: u32,
     pub(crate) reset: Reason,

@@ -66,6 +66,9 @@ impl Connection {
         if let Err(error) = self.decoder.decode(block, &mut fields) {
             return Self::broken(Reason::COMPRESSION_ERROR, error.0);
         }
+        if fields.is_far_over() {
+            return Self::broken(Reason::ENHANCE_YOUR_CALM, "a head without end");
+        }
         if let Some(slot) = self.table.find(stream) {
             let entry = self.table.entry(slot);
             return match self.config.role {
@@ -166,6 +169,7 @@ impl Connection {
             send: Window::new(self.peer.window),
             receive: Window::new(self.window),
             owed: 0,
+            unread: 0,
             reserved: 0,
             reset: Reason::NO_ERROR,
             inbox: Queue::EMPTY,

@@ -5,7 +5,7 @@
 
 use bytes::{Buf as _, Bytes};
 
-use crate::tunnel::http2::connection::{Connection, Role};
+use crate::tunnel::http2::connection::{Connection, OUT_MOST, Role};
 use crate::tunnel::http2::frame::{self, HEAD, Head, PREFACE, flag, kind};
 use crate::tunnel::http2::reason::{Failure, Reason};
 
@@ -124,6 +124,10 @@ impl Connection {
 
     fn begin(&mut self, head: Head, piece: &mut Bytes) -> Result<(), Failure> {
         let length = head.length as usize;
+        if self.out.len() > OUT_MOST {
+            let what = "frames to answer, and no answer is read";
+            return Self::broken(Reason::ENHANCE_YOUR_CALM, what);
+        }
         if head.length > self.config.frame {
             return Self::broken(Reason::FRAME_SIZE_ERROR, "a frame larger than announced");
         }

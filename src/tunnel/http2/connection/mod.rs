@@ -44,6 +44,11 @@ const IDLE_FRAMES: u32 = 10_000;
 const CONTINUATIONS: u32 = 8;
 /// Streams that a peer is assumed to take until its SETTINGS say otherwise.
 const STREAMS_ASSUMED: u32 = 100;
+/// Frames that may wait to be written while more arrives: far more than all streams of a tunnel have
+/// to say at once.
+const OUT_MOST: usize = 4 << 20;
+/// The part of the connection's window that is given back at once.
+const STEP: u32 = 8;
 /// What `out` may hold on to when it is empty.
 const OUT_KEPT: usize = 1024;
 /// The payload of a PING that asks for a sign of life or a round trip.
@@ -104,7 +109,8 @@ pub(crate) struct Connection {
     peer: Peer,
     /// What may be sent on all streams together.
     send: Window,
-    /// What may be received on all streams together, and what is not given back yet.
+    /// What may be received on all streams together, and what of it was delivered or dropped and is
+    /// not given back yet. What waits for a reader is neither, so that this bounds it.
     receive: Window,
     owed: u32,
     /// The receive window of streams, as the peer has acknowledged it.

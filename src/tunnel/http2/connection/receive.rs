@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::tunnel::http2::connection::{
     ANSWERS, Connection, DRAIN, Drain, IDLE_FRAMES, PING, Ping, RESETS_PENDING, RESETS_PROVOKED,
-    RESETS_REMEMBERED, Role,
+    RESETS_REMEMBERED, Role, STEP,
 };
 use crate::tunnel::http2::flow;
 use crate::tunnel::http2::frame::{self, Head, flag, kind, setting};
@@ -70,8 +70,16 @@ impl Connection {
             // Without a word there is no limit (RFC 9113 §6.5.2).
             self.peer.streams = u32::MAX;
         }
+        let mut window = None;
         for (name, value) in frame::read_settings(payload)? {
+            if name == setting::INITIAL_WINDOW_SIZE {
+                window = Some(value);
+            }
             self.setting(name, value)?;
+        }
+        if let Some(size) = window {
+            // Once: it touches all streams, and a frame has room for thousands of changes.
+            self.resize_by_peer(size)?;
         }
         frame::settings_ack(&mut self.out);
         self.answer_frame()
@@ -86,7 +94,7 @@ impl Connection {
                 Reason::FLOW_CONTROL_ERROR,
                 "an INITIAL_WINDOW_SIZE that is too large",
             ),
-            (setting::INITIAL_WINDOW_SIZE, size) => self.resize_by_peer(size),
+            (setting::INITIAL_WINDOW_SIZE, _) => Ok(()),
             (setting::MAX_FRAME_SIZE, 16_384..=16_777_215) => {
                 self.peer.frame = value;
                 Ok(())
@@ -251,13 +259,6 @@ impl Connection {
             let what = "more than the connection's window";
             return Self::broken(Reason::FLOW_CONTROL_ERROR, what);
         }
-        self.owed += head.length;
-        if self.owed >= self.config.connection_window / 2 {
-            let owed = std::mem::take(&mut self.owed);
-            // What was taken above is given back.
-            let _ = self.receive.shift(i64::from(owed));
-            frame::window_update(&mut self.out, 0, owed);
-        }
         if head.length == 0 && !head.has(flag::END_STREAM) {
             self.idle_frame()?;
         }
@@ -293,22 +294,37 @@ impl Connection {
 
     /// Payload for a stream.
     pub(super) fn deliver(&mut self, stream: u32, bytes: Bytes) {
+        let count = u32::try_from(bytes.len()).expect("at most a frame");
         let Some(slot) = self.table.find(stream) else {
-            return;
+            return self.owe(count);
         };
         let server = self.config.role == Role::Server;
         let entry = self.table.entry(slot);
         let answered = entry.is(is::ANSWERED);
         // What follows a refusal is not for the application.
-        if entry.is(is::HELD) && (server || answered) {
-            // Before the answer nobody takes it, and it should not hold on to a large buffer.
-            self.pieces.push(&mut entry.inbox, bytes, !answered);
-            self.wake(slot);
+        if !entry.is(is::HELD) || !(server || answered) {
+            return self.owe(count);
+        }
+        entry.unread += count;
+        // Before the answer nobody takes it, and it should not hold on to a large buffer.
+        self.pieces.push(&mut entry.inbox, bytes, !answered);
+        self.wake(slot);
+    }
+
+    /// Bytes of the connection's window have been delivered or dropped.
+    pub(super) fn owe(&mut self, count: u32) {
+        self.owed += count;
+        if self.owed >= self.config.connection_window / STEP {
+            let owed = std::mem::take(&mut self.owed);
+            // No more than was taken from it before.
+            let _ = self.receive.shift(i64::from(owed));
+            frame::window_update(&mut self.out, 0, owed);
         }
     }
 
     /// Padding is room for which nobody waits.
     pub(super) fn padding(&mut self, stream: u32, count: u32) {
+        self.owe(count);
         if let Some(slot) = self.table.find(stream) {
             self.table.entry(slot).owed += count;
             self.replenish(slot);

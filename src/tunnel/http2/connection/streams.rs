@@ -126,8 +126,11 @@ impl Connection {
     /// `count` bytes that were taken over have been delivered.
     pub(crate) fn consumed(&mut self, slot: Slot, count: usize) {
         let count = u32::try_from(count).expect("bounded by the window");
-        self.table.entry(slot).owed += count;
+        let entry = self.table.entry(slot);
+        entry.owed += count;
+        entry.unread -= count;
         self.replenish(slot);
+        self.owe(count);
     }
 
     /// Sets up to `want` bytes of the connection's window aside for the stream.
@@ -235,6 +238,8 @@ impl Connection {
     pub(crate) fn release(&mut self, slot: Slot) {
         let entry = self.table.entry(slot);
         self.pieces.clear(&mut entry.inbox);
+        let unread = std::mem::take(&mut entry.unread);
         self.table.release(slot);
+        self.owe(unread);
     }
 }

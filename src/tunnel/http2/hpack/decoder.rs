@@ -22,7 +22,7 @@ impl Decoder {
     }
 
     /// Decodes a whole block into `fields`. The table is kept in step also where `fields` takes no
-    /// more.
+    /// more, unless they are [far over](Fields::is_far_over): then the connection must end.
     ///
     /// # Errors
     ///
@@ -62,6 +62,10 @@ impl Decoder {
                 }
             }
             begun = true;
+            if fields.is_far_over() {
+                // A byte may stand for a table's worth. Nothing is decoded behind this.
+                return Ok(());
+            }
         }
         Ok(())
     }

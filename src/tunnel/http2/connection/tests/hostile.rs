@@ -4,6 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::tunnel::http2::connection::Room;
 use crate::tunnel::http2::table::Slot;
 
 /// A server whose client has greeted it, or a client with stream 1 open.
@@ -332,6 +333,119 @@ fn floods_end_the_connection() {
         false,
         10_001,
     );
+}
+
+/// A client that asks for what is refused, and reads no answer.
+#[test]
+fn answers_that_nobody_reads_are_bounded() {
+    let (mut connection, _) = ready(Role::Server);
+    let failure = (0..1_000_000).find_map(|round| {
+        connection.begin_turn();
+        let sent = request(2 * round + 1, 0, &[]);
+        if let Err(failure) = connection.receive(sent.into()) {
+            return Some(failure);
+        }
+        let (slot, _) = connection.next_arrival().unwrap();
+        connection.answer(slot, 401, true);
+        connection.reset(slot, Reason::NO_ERROR);
+        connection.release(slot);
+        None
+    });
+    assert_eq!(
+        failure.map(|failure| failure.reason()),
+        Some(Reason::ENHANCE_YOUR_CALM)
+    );
+}
+
+/// A client that lets a window grow for one stream, and then uses it for many.
+#[test]
+fn what_waits_on_all_streams_is_bounded() {
+    let mut connection = Connection::new(Config {
+        window: 4 << 20,
+        connection_window: 1 << 20,
+        ..config(Role::Server)
+    });
+    let ack = raw(kind::SETTINGS, flag::ACK, 0, &[]);
+    let begin = [PREFACE, &settings(&[]), &ack].concat();
+    connection.receive(begin.into()).unwrap();
+    let mut slots = Vec::new();
+    for at in 0..10 {
+        connection
+            .receive(request(2 * at + 1, 0, &[]).into())
+            .unwrap();
+        let (slot, _) = connection.next_arrival().unwrap();
+        connection.answer(slot, 200, false);
+        slots.push(slot);
+    }
+    output(&mut connection);
+    let piece = data(1, 0, &[0; 60_000]);
+    let mut sent = 0;
+    let mut send = |connection: &mut Connection, stream: u32| {
+        let mut piece = piece.clone();
+        piece[5..9].copy_from_slice(&stream.to_be_bytes());
+        sent += 60_000;
+        connection.receive(piece.into()).is_ok()
+    };
+    // What is delivered, dropped with its stream, padded or late makes room again.
+    for round in 0..100 {
+        let at = round % 9;
+        assert!(send(&mut connection, 2 * at as u32 + 1), "{round}");
+        if at < 4 {
+            let mut taken = 0;
+            connection.take(slots[at], |piece| taken += piece.len());
+            connection.consumed(slots[at], taken);
+        } else if round < 9 && at < 8 {
+            connection.reset(slots[at], Reason::CANCEL);
+            connection.release(slots[at]);
+        } else if at == 8 {
+            connection.take(slots[at], |_| {});
+            connection.consumed(slots[at], 60_000);
+        }
+        connection.begin_turn();
+        output(&mut connection);
+    }
+    // What nobody takes does not.
+    let mut more = 0;
+    while send(&mut connection, 19) {
+        more += 60_000;
+        connection.begin_turn();
+        output(&mut connection);
+        assert!(more <= 1 << 20, "{more} bytes wait");
+    }
+    assert!(more > 1 << 19, "only {more} bytes may wait");
+}
+
+#[test]
+fn a_head_costs_no_more_than_some_times_its_limit() {
+    let (mut connection, _) = ready(Role::Server);
+    // One field that fills the table, and then its name over and over.
+    let mut block = vec![0x40, 0x7f, 0xa1, 0x1e];
+    block.extend(vec![b'a'; 4000]);
+    block.push(0);
+    block.extend([0x7e, 0].repeat(10_000));
+    let sent = raw(kind::HEADERS, flag::END_HEADERS, 1, &block);
+    let failure = connection.receive(sent.into()).unwrap_err();
+    assert_eq!(failure.reason(), Reason::ENHANCE_YOUR_CALM);
+}
+
+/// Each change of the window touches all streams, and a frame has room for 10,000.
+#[test]
+fn a_window_changes_once_in_a_frame() {
+    let (mut connection, _) = ready(Role::Client);
+    let slots: Vec<_> = (0..1000)
+        .map(|_| connection.open(b"10.0.0.1:80", |_| {}))
+        .collect();
+    let pairs: Vec<_> = (0..10_000).map(|at| (4, 70_000 + at % 2)).collect();
+    let start = std::time::Instant::now();
+    for _ in 0..50 {
+        connection.receive(settings(&pairs).into()).unwrap();
+    }
+    let took = start.elapsed();
+    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    // And all of it took place.
+    let update = window_update(0, 100_000);
+    connection.receive(update.into()).unwrap();
+    assert_eq!(connection.room(slots[0], 80_000), Room::Bytes(70_001));
 }
 
 #[test]
