@@ -1,8 +1,8 @@
 //! The index at scale: 100,000 pods and 5,000 services from files.
 //!
 //! First it prints, once each, what the project promises: seconds to load, resident memory, time
-//! for one changed pod, and how long a resolution takes at its median and 99th percentile. Then
-//! criterion measures the small steps. Two sets of files are loaded: one as
+//! for one changed pod and for many, and how long a resolution takes at its median and 99th
+//! percentile. Then criterion measures the small steps. Two sets of files are loaded: one as
 //! `kubectl get … -A -o yaml` prints it (about 3.7 kB a pod), one as a person would write it.
 //!
 //! `cargo bench --bench index`
@@ -73,6 +73,7 @@ fn load(name: &str, pod: fn(u32, &mut dyn Write)) -> (tempfile::TempDir, Index) 
     drop(snapshot);
     change_on_disk(dir.path(), &mut files, &mut index);
     changes(&mut index);
+    deltas(&mut index);
     resolutions(&index.snapshot());
     (dir, index)
 }
@@ -122,6 +123,38 @@ fn changes(index: &mut Index) {
     ));
 }
 
+/// Applies changes of several sizes, to see that what each pod of them costs stays the same.
+fn deltas(index: &mut Index) {
+    let pods: Vec<Arc<Workload>> = index.snapshot().workloads().cloned().collect();
+    for size in [1, 10, 100, 1_000, 10_000] {
+        let mut times = Vec::new();
+        let mut held = index.snapshot();
+        for (turn, pods) in pods.chunks(size).take(100).enumerate() {
+            // So that every round, of whatever size, finds pods that are not yet what they become.
+            let change = |pod: &Arc<Workload>| {
+                let mut object = changed(pod);
+                if let Object::Pod(pod) = &mut object {
+                    pod.netns = Some(format!("/run/netns/{size}-{turn}").into());
+                }
+                Change::Upsert(object)
+            };
+            let delta: Vec<Change> = pods.iter().map(change).collect();
+            let start = Instant::now();
+            index.apply(&delta);
+            let snapshot = index.snapshot();
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+            held = snapshot;
+        }
+        drop(held);
+        let (p50, p99, _) = quantiles(times);
+        let each = p50 / size as f64;
+        say(&format!(
+            "  a delta of {size} pods, to a new snapshot: p50 {p50:.0} µs, p99 {p99:.0} µs, \
+             {each:.1} µs a pod"
+        ));
+    }
+}
+
 /// Single resolutions, at random; beside them what the clock itself takes, which is in every
 /// figure and was not taken off.
 fn resolutions(snapshot: &Snapshot) {
@@ -135,6 +168,11 @@ fn resolutions(snapshot: &Snapshot) {
     single("resolve a pod", &mut draw, |draw| resolve(pod(draw), draw));
     single("resolve a service", &mut draw, |draw| {
         resolve(service(draw), draw.rotate_left(32))
+    });
+    single("whether a service leads to a pod", &mut draw, |draw| {
+        let service = snapshot.service_at(service_ip(below(draw, SERVICES)).into());
+        let pod = snapshot.workload_at(pod_ip(below(draw, PODS)).into());
+        snapshot.selects(service.expect("a service"), pod.expect("a pod"))
     });
 }
 

@@ -15,6 +15,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
+use crate::sys::socket::Congestion;
 use crate::telemetry::log::{Filter, Format};
 
 /// The label that enrols unless others are added.
@@ -106,6 +107,18 @@ pub struct NodeArgs {
         hide_env_values = true
     )]
     pub same_node: SameNode,
+
+    /// Congestion control of tunnels: the system's ("system"), the same unless it paces and the
+    /// path is short ("auto"), or one by its name
+    #[arg(
+        long,
+        env = "ADIT_TUNNEL_CONGESTION",
+        value_name = "auto|system|NAME",
+        default_value = "auto",
+        value_parser = Congestion::parse,
+        hide_env_values = true
+    )]
+    pub tunnel_congestion: Congestion,
 
     /// What becomes of connections older than their pod's enrolment
     #[arg(
@@ -330,6 +343,7 @@ impl NodeArgs {
             workers: self.workers.map_or_else(workers, usize::from),
             busy_poll: self.busy_poll,
             same_node: self.same_node,
+            tunnel_congestion: self.tunnel_congestion,
             existing: self.existing,
             run_dir: self.run_dir,
             admin: self.admin,

@@ -76,6 +76,9 @@ pub trait Duplex {
     /// Marks the first `count` waiting bytes as delivered, and gives the sender room for more.
     fn consume(&mut self, count: usize);
 
+    /// Nothing of what waits can be delivered for now: it is kept in as little memory as it takes.
+    fn settle(&mut self);
+
     /// Whether the far side has sent its FIN. Bytes may still wait.
     fn ended(&self) -> bool;
 

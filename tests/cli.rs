@@ -99,6 +99,11 @@ fn every_flag_of_the_node_is_told_with_its_twin_and_default() {
         ),
         ("--workers", "ADIT_WORKERS", ""),
         ("--same-node", "ADIT_SAME_NODE", "[default: direct]"),
+        (
+            "--tunnel-congestion",
+            "ADIT_TUNNEL_CONGESTION",
+            "[default: auto]",
+        ),
         ("--existing", "ADIT_EXISTING", "[default: keep]"),
         (
             "--enrol-label",
@@ -126,6 +131,10 @@ fn a_slip_is_told_with_its_mend() {
     refused(&["nod"], &["nod", "node"]);
     refused(&["node", "--sorce", "x"], &["--sorce", "--source"]);
     refused(&["node", "--same-node", "tcp"], &["tcp", "direct", "hbone"]);
+    refused(
+        &["node", "--tunnel-congestion", "a control"],
+        &["auto", "system", "cubic"],
+    );
     refused(&["node", "--existing", "drop"], &["drop", "keep", "reset"]);
     refused(&["node", "--workers", "0"], &["--workers", "1..=256"]);
     refused(&["node", "--drain", "30"], &["--drain", "30s"]);

@@ -15,7 +15,6 @@ use crate::support::adit::Daemons;
 use crate::support::child::{self, Program};
 use crate::support::envoy::{self, Authority, Credential, Sidecar, Tunnel};
 use crate::support::net::{Net, Pod};
-use crate::support::netns::Netns;
 
 /// Where Envoy takes tunnels.
 const TUNNEL: u16 = 15008;
@@ -131,9 +130,17 @@ impl Carrier {
         }
     }
 
-    /// The namespace of the client.
-    pub(crate) fn client(&self) -> &Netns {
-        &self.client.netns
+    /// The pod of the clients.
+    pub(crate) fn client(&self) -> &Pod {
+        &self.client
+    }
+
+    /// The pod of a server.
+    pub(crate) fn server(&self, place: Place) -> &Pod {
+        match place {
+            Place::Near => &self.near.0,
+            Place::Far => &self.far.0,
+        }
     }
 
     /// The servers of a place.
@@ -152,6 +159,12 @@ impl Carrier {
     /// Memory that the programs of the client's and the far server's side hold, in bytes.
     pub(crate) fn memory(&self) -> Result<u64> {
         self.pids().into_iter().map(child::rss).sum()
+    }
+
+    /// How many descriptors its programs hold.
+    pub(crate) fn descriptors(&self) -> Result<usize> {
+        let pids = self.pids().into_iter();
+        pids.map(child::descriptors).sum()
     }
 
     /// The last words of its programs.

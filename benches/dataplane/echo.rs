@@ -21,12 +21,15 @@ pub(crate) const MANY: u16 = 7003;
 /// The same on many ports, so that short connections do not run out of addresses.
 pub(crate) const SHORT: std::ops::Range<u16> = 7010..7026;
 
+/// For the programs that hold many connections; nothing in this process listens there.
+pub(crate) const HELD: std::ops::Range<u16> = 7030..7036;
+
 /// How much is read and written at once.
 pub(crate) const CHUNK: usize = 256 << 10;
 
 /// All ports.
 pub(crate) fn ports() -> impl Iterator<Item = u16> {
-    [SINK, BLOCKING, MANY].into_iter().chain(SHORT)
+    [SINK, BLOCKING, MANY].into_iter().chain(SHORT).chain(HELD)
 }
 
 /// What runs in a pod, until this process ends.
@@ -57,13 +60,16 @@ impl Servers {
 }
 
 fn listen(netns: &Netns, port: u16) -> Result<TcpListener> {
-    netns.enter(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-        socket.listen(4096)?;
-        Ok(socket.into())
-    })
+    netns.enter(|| bind(port))
+}
+
+/// Listens where this thread stands.
+pub(crate) fn bind(port: u16) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
 }
 
 /// Accepts on a thread, and works on a further one for each connection.
@@ -101,7 +107,7 @@ fn echo(mut stream: TcpStream) {
 
 /// Serves all connections of all listeners on this thread. Messages are small: what a socket does
 /// not take at once ends its connection.
-fn echo_all(listeners: &[TcpListener]) -> Result<()> {
+pub(crate) fn echo_all(listeners: &[TcpListener]) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     for (token, listener) in (0..).zip(listeners) {
         listener.set_nonblocking(true)?;

@@ -15,7 +15,7 @@ use crate::carrier::{Carrier, Place};
 use crate::echo;
 
 /// What a short connection exchanges.
-const MESSAGE: [u8; 64] = [0x5a; 64];
+pub(crate) const MESSAGE: [u8; 64] = [0x5a; 64];
 /// How long anything may take before the measurement fails.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -99,7 +99,8 @@ fn warm_up(time: Duration) -> Duration {
     (time / 4).min(Duration::from_millis(500))
 }
 
-fn dial(to: SocketAddr) -> Result<TcpStream> {
+/// Connects, with a bound to everything.
+pub(crate) fn dial(to: SocketAddr) -> Result<TcpStream> {
     let stream =
         TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("dialling {to}"))?;
     stream.set_nodelay(true)?;
@@ -133,7 +134,7 @@ pub(crate) fn bulk(
         std::thread::sleep(time);
         window.close(servers.sunk() - before)
     };
-    let measured = carrier.client().enter(|| {
+    let measured = carrier.client().netns.enter(|| {
         std::thread::scope(|scope| {
             let senders: Vec<_> = (0..connections).map(|_| scope.spawn(send)).collect();
             let measured = measure();
@@ -170,7 +171,7 @@ pub(crate) fn ping(
     time: Duration,
 ) -> Result<Measured> {
     let to = carrier.address(place, echo::BLOCKING);
-    carrier.client().enter(|| {
+    carrier.client().netns.enter(|| {
         let mut stream = dial(to)?;
         let message = vec![0x5a; size];
         let mut answer = vec![0; size];
@@ -209,7 +210,7 @@ pub(crate) fn ping_many(
     time: Duration,
 ) -> Result<Measured> {
     let to = carrier.address(place, echo::MANY);
-    carrier.client().enter(|| {
+    carrier.client().netns.enter(|| {
         let message = vec![0x5a; size];
         let mut buffer = vec![0; size];
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -286,7 +287,7 @@ fn ports() -> impl Iterator<Item = u16> {
 /// Connects, makes one exchange and closes, one connection after the other. The latency is that of
 /// the whole.
 pub(crate) fn connect(carrier: &Carrier, place: Place, time: Duration) -> Result<Measured> {
-    carrier.client().enter(|| {
+    carrier.client().netns.enter(|| {
         let mut ports = ports();
         let mut once = || -> Result<Duration> {
             let to = carrier.address(place, ports.next().context("it goes on for ever")?);
@@ -327,7 +328,7 @@ pub(crate) fn connect_many(
     at_once: usize,
     time: Duration,
 ) -> Result<Measured> {
-    carrier.client().enter(|| {
+    carrier.client().netns.enter(|| {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut ports = ports();
         let mut open = |token: usize| -> Result<Short> {
@@ -401,36 +402,4 @@ impl Short {
         }
         Ok(false)
     }
-}
-
-/// What idle connections cost: bytes of memory for each, and processor seconds a second for all.
-pub(crate) fn idle(carrier: &Carrier, connections: usize) -> Result<(f64, f64)> {
-    let to = carrier.address(Place::Far, echo::MANY);
-    carrier.client().enter(|| {
-        let open = |count: usize| -> Result<Vec<TcpStream>> {
-            (0..count)
-                .map(|_| {
-                    let mut stream = dial(to)?;
-                    stream.write_all(&MESSAGE)?;
-                    stream.read_exact(&mut [0; MESSAGE.len()])?;
-                    Ok(stream)
-                })
-                .collect()
-        };
-        // What the first connections cost is not what each of them costs.
-        let first = open(16)?;
-        std::thread::sleep(Duration::from_secs(1));
-        let before = carrier.memory()?;
-        let held = open(connections)?;
-        std::thread::sleep(Duration::from_secs(2));
-        let memory = carrier.memory()?.saturating_sub(before) as f64 / connections as f64;
-        let window = Window::open(carrier)?;
-        std::thread::sleep(Duration::from_secs(2));
-        let measured = window.close(1)?;
-        drop((first, held));
-        Ok((
-            memory,
-            measured.cpu.as_secs_f64() / measured.elapsed.as_secs_f64(),
-        ))
-    })
 }

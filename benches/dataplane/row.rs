@@ -1,17 +1,23 @@
 //! The rows: what is measured, how it is called, and what is aimed at.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::carrier::{Carrier, Place};
+use crate::hold;
 use crate::load;
 
 /// How much is asked of a row.
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) time: Duration,
+    /// How many connections are held, and how long they are watched.
     pub(crate) idle: usize,
+    pub(crate) quiet: Duration,
+    /// Where programs write what they say.
+    pub(crate) directory: PathBuf,
 }
 
 /// One measurement, which yields one or several figures.
@@ -140,7 +146,7 @@ pub(crate) const ROWS: &[Row] = &[
         fresh: false,
         figures: &[
             added("ping-pong 64 B, p50", Some(Target::AtMost(0.3))),
-            added("ping-pong 64 B, p99", None),
+            added("ping-pong 64 B, p99", Some(Target::AtMost(0.3))),
         ],
         run: |carrier, load| ping(carrier, Place::Far, load),
     },
@@ -265,11 +271,27 @@ pub(crate) const ROWS: &[Row] = &[
                 2,
                 Some(Target::Absolute(2.5)),
             ),
-            cost("— CPU of the proxies, all connections", "%", 1, None),
+            cost("— connections", "held", 0, None),
+            cost(
+                "— CPU of the proxies, all connections",
+                "%",
+                1,
+                Some(Target::Absolute(1.0)),
+            ),
+            cost("— CPU to open one, with an exchange", "µs", 1, None),
+            cost("— CPU to close one", "µs", 1, None),
+            cost("— until all are closed", "ms", 0, None),
         ],
         run: |carrier, load| {
-            let (memory, cpu) = load::idle(carrier, load.idle)?;
-            Ok(vec![memory / 1024.0, cpu * 100.0])
+            let held = hold::measure(carrier, load.idle, load.quiet, &load.directory)?;
+            Ok(vec![
+                held.memory / 1024.0,
+                held.connections as f64,
+                held.idle * 100.0,
+                held.open * 1e6,
+                held.close * 1e6,
+                held.closing.as_secs_f64() * 1e3,
+            ])
         },
     },
 ];

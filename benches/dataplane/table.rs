@@ -39,6 +39,7 @@ impl Results {
 
 /// One line, with the values of direct TCP, Adit and Envoy.
 struct Line<'a> {
+    row: &'static str,
     figure: &'a Figure,
     name: String,
     values: [Option<f64>; 3],
@@ -61,6 +62,7 @@ fn lines(results: &Results) -> Vec<Line<'static>> {
                 continue;
             }
             let whole = Line {
+                row: row.name,
                 figure,
                 name: figure.name.to_owned(),
                 values,
@@ -80,6 +82,7 @@ fn lines(results: &Results) -> Vec<Line<'static>> {
             };
             let over = |value: Option<f64>| value.map(|value| value - direct);
             lines.push(Line {
+                row: row.name,
                 figure,
                 name: "— added to direct TCP".to_owned(),
                 values: [None, over(adit), over(envoy)],
@@ -184,27 +187,59 @@ pub(crate) fn render(results: &Results, carriers: &[carrier::Kind]) -> String {
         .map(|(_, name)| (*name).to_owned());
     let mut rows: Vec<Vec<String>> = vec![head.collect()];
     rows.extend(lines(results).iter().map(|line| line.cells(carriers)));
+    let words = |column| column == 0 || adit && envoy && column + 1 == rows[0].len();
+    written(&rows, words)
+}
+
+/// The rows of Adit with several numbers of workers: each figure, and in brackets its ratio to
+/// direct TCP's of the same turns, where that says anything.
+pub(crate) fn by_workers(all: &[Results], workers: &[usize]) -> String {
+    let name = |count: &usize| format!("{count} worker{}", if *count == 1 { "" } else { "s" });
+    let head = std::iter::once("Adit".to_owned()).chain(workers.iter().map(name));
+    let mut rows: Vec<Vec<String>> = vec![head.collect()];
+    let columns: Vec<_> = all.iter().map(lines).collect();
+    let longest = columns.iter().map(Vec::len).max().unwrap_or(0);
+    for at in 0..longest {
+        let mut cells = Vec::new();
+        for lines in &columns {
+            let Some(line) = lines.get(at) else {
+                cells.push(NOTHING.to_owned());
+                continue;
+            };
+            if cells.is_empty() {
+                cells.push(format!("{}, {}", line.name, line.figure.unit));
+            }
+            let decimals = line.figure.decimals;
+            let value = line.values[1].map(|value| format!("{value:.decimals$}"));
+            let ratio = line.ratio(1, 0).filter(|_| line.against_direct);
+            let ratio = ratio.map_or(String::new(), |ratio| format!(" ({ratio:.2})"));
+            cells.push(value.unwrap_or(NOTHING.to_owned()) + &ratio);
+        }
+        rows.push(cells);
+    }
+    written(&rows, |column| column == 0)
+}
+
+/// Rows of cells, the first of them the head, as Markdown.
+fn written(rows: &[Vec<String>], words: impl Fn(usize) -> bool) -> String {
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         })
         .collect();
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
         for (column, cell) in row.iter().enumerate() {
             let gap = widths[column] - cell.chars().count();
-            let words = column == 0 || row.len() == 8 && column == 7;
-            let (left, right) = if words { (0, gap) } else { (gap, 0) };
+            let (left, right) = if words(column) { (0, gap) } else { (gap, 0) };
             let _ = write!(text, "| {:left$}{cell}{:right$} ", "", "");
         }
         text.push_str("|\n");
         if number == 0 {
             for (column, width) in widths.iter().enumerate() {
-                let words = column == 0 || row.len() == 8 && column == 7;
-                let _ = write!(text, "|{:-<width$}{}", "", if words { "--" } else { "-:" });
+                let end = if words(column) { "--" } else { "-:" };
+                let _ = write!(text, "|{:-<width$}{end}", "");
             }
             text.push_str("|\n");
         }
@@ -212,11 +247,19 @@ pub(crate) fn render(results: &Results, carriers: &[carrier::Kind]) -> String {
     text
 }
 
-/// The targets that were not met.
-pub(crate) fn missed(results: &Results) -> Vec<String> {
+/// How many targets there are in what was measured, and a line for each that is not shown to be
+/// met: a ratio that cannot be told (of what nobody adds, say) is not met.
+pub(crate) fn checked(results: &Results) -> (usize, Vec<String>) {
     let lines = lines(results);
-    let missed = lines.iter().filter(|line| line.met() == Some(false));
-    missed
-        .map(|line| format!("{} ({})", line.name, line.aim()))
-        .collect()
+    let aims = lines.iter().filter(|line| line.target.is_some());
+    let missed = aims.clone().filter(|line| line.met() != Some(true));
+    let missed = missed.map(|line| {
+        let figure = match line.target {
+            Some(Target::Absolute(_)) => line.values[1],
+            _ => line.ratio(1, 2),
+        };
+        let figure = figure.map_or(NOTHING.to_owned(), |figure| format!("{figure:.2}"));
+        format!("{}, {}: {figure}, {}", line.row, line.name, line.aim())
+    });
+    (aims.count(), missed.collect())
 }

@@ -100,7 +100,7 @@ fn main() -> Result<ExitCode> {
 /// Runs the whole and gives what was found wrong.
 fn soak(args: &Args) -> Result<Vec<String>> {
     let directory = tempfile::Builder::new().prefix("adit-soak-").tempdir()?;
-    let mut net = Net::create()?;
+    let mut net = Net::create(None)?;
     let (one, two) = (net.pod(1, "one", true)?, net.pod(2, "two", true)?);
     let beside = net.pod(1, "beside", true)?;
     let (plain, far) = (net.pod(1, "plain", false)?, net.pod(2, "far", false)?);

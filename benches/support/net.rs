@@ -24,6 +24,8 @@ const PLAIN: &str = "plain";
 pub(crate) struct Net {
     nodes: [Netns; 2],
     pods: Vec<Arc<Pod>>,
+    /// The congestion control of all namespaces, where it is not the system's.
+    congestion: Option<String>,
 }
 
 /// A pod. It is a network namespace with two addresses.
@@ -79,7 +81,7 @@ impl Pod {
 
 impl Net {
     /// Two nodes, joined.
-    pub(crate) fn create() -> Result<Self> {
+    pub(crate) fn create(congestion: Option<&str>) -> Result<Self> {
         let nodes = [node(1)?, node(2)?];
         let [one, two] = &nodes;
         one.ip(&format!(
@@ -95,10 +97,21 @@ impl Net {
                  route add fd01:{other}::/64 via fd00::{other}\n"
             ))?;
         }
-        Ok(Self {
+        let net = Self {
             nodes,
             pods: Vec::new(),
-        })
+            congestion: congestion.map(str::to_owned),
+        };
+        net.nodes.iter().try_for_each(|node| net.choose(node))?;
+        Ok(net)
+    }
+
+    /// Gives a namespace the congestion control of all.
+    fn choose(&self, netns: &Netns) -> Result<()> {
+        match &self.congestion {
+            Some(name) => netns.sysctl("ipv4/tcp_congestion_control", name),
+            None => Ok(()),
+        }
     }
 
     /// The namespace of a node, which is 1 or 2.
@@ -134,6 +147,7 @@ impl Net {
         // Many short connections: a port in TIME_WAIT is free again after a second. It holds for
         // every carrier alike.
         pod.netns.sysctl("ipv4/tcp_tw_reuse", "1")?;
+        self.choose(&pod.netns)?;
         self.pods.push(Arc::new(pod));
         Ok(Arc::clone(&self.pods[self.pods.len() - 1]))
     }

@@ -227,6 +227,10 @@ impl Capture {
             let inode = inode(&listener).map_err(failed)?;
             made.push((worker, inode, listener));
         }
+        if let (Port::Tunnel, Some((_, _, listener))) = (port, made.last()) {
+            let workers = u16::try_from(self.options.workers).unwrap_or(1);
+            socket::steer(listener, addr.is_ipv6(), workers).map_err(failed)?;
+        }
         for (worker, inode, listener) in made {
             self.slots.push(Slot {
                 worker,

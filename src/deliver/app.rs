@@ -155,18 +155,20 @@ impl App {
         while buffer.len() < room {
             let most = room - buffer.len();
             let mut spare = (&mut *buffer).limit(most);
-            let count = if self.socket.is_unread() {
-                match self.socket.read_now(&mut spare) {
-                    // That was all.
-                    Ok(count) if 0 < count && count < most => break,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    read => read?,
+            let count = match poll_read_buf(Pin::new(self.socket.tcp_mut()), cx, &mut spare) {
+                Poll::Ready(read) => {
+                    self.socket.looked();
+                    read?
                 }
-            } else {
-                match poll_read_buf(Pin::new(self.socket.tcp_mut()), cx, &mut spare) {
-                    Poll::Ready(read) => read?,
-                    Poll::Pending => break,
+                Poll::Pending if self.socket.is_unread() => {
+                    match self.socket.read_now(&mut spare) {
+                        // That was all.
+                        Ok(count) if 0 < count && count < most => break,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        read => read?,
+                    }
                 }
+                Poll::Pending => break,
             };
             if count == 0 {
                 self.heard_end = true;

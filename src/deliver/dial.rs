@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::authorize::Permit;
 use crate::mesh::Direction;
 use crate::sys::netns::Netns;
-use crate::sys::socket::{AppSocket, Reach, connect, connect_announced, connect_from};
+use crate::sys::socket::{AppSocket, Lane, Reach, connect, connect_announced, connect_from};
 
 /// From the first SYN to a connection, at most.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -118,7 +118,8 @@ pub async fn dial(
 
 /// Connects from the pod's address `from` to `to`, by which the permit's destination is reached.
 /// Before each try `announce` is told the address the other side will see; what it returned lives
-/// with the connection, or ends with the try. `None` makes it try another port.
+/// with the connection, or ends with the try. `None` makes it try another port. The worker of `lane`
+/// will accept it.
 ///
 /// # Errors
 ///
@@ -128,9 +129,10 @@ pub async fn dial_announced<T>(
     netns: &Netns,
     from: IpAddr,
     to: SocketAddr,
+    lane: Lane,
     announce: impl FnMut(SocketAddr) -> Option<T>,
 ) -> Result<(AppSocket, T), Error> {
-    within(to, connect_announced(netns, from, to, announce)).await
+    within(to, connect_announced(netns, from, to, lane, announce)).await
 }
 
 async fn within<T>(

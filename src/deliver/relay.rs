@@ -144,6 +144,7 @@ impl<S: Duplex, M: AsRef<Meter>> Relay<S, M> {
                             .map_err(Failure::app)?
                             .is_pending()
                         {
+                            self.stream.settle();
                             return Ok(());
                         }
                     }

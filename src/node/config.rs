@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::api::ADMIN_SOCKET;
 use crate::mesh::TrustDomain;
+use crate::sys::socket::Congestion;
 use crate::telemetry::log;
 
 /// The checked configuration of a node daemon.
@@ -33,6 +34,8 @@ pub struct Config {
     pub busy_poll: Duration,
     /// The way between two pods of this node.
     pub same_node: SameNode,
+    /// The congestion control of tunnels between nodes.
+    pub tunnel_congestion: Congestion,
     /// What becomes of connections that are older than their pod's enrolment.
     pub existing: Existing,
     /// Labels of a namespace or pod that enrol it; one suffices.

@@ -14,7 +14,6 @@ use socket2::SockRef;
 
 use crate::capture::{Captured, Port};
 use crate::deliver;
-use crate::identify::Backend;
 use crate::mesh::{
     Direction, Flow, Identity, Local, Path, Peer, Service, TunnelAddr, Workload, canonical_ip,
 };
@@ -252,14 +251,9 @@ fn service_named(
         .strip_suffix(".svc.")?;
     let (name, namespace) = name.split_once('.')?;
     let service = world.snapshot.service(namespace, name)?;
-    let leads_here = |backends: &[Backend]| {
-        backends
-            .iter()
-            .any(|backend| workload.ips.contains(&backend.ip))
-    };
-    let mut endpoints = world.snapshot.endpoints(service);
-    endpoints
-        .any(|(_, _, backends)| leads_here(backends))
+    world
+        .snapshot
+        .selects(service, workload)
         .then(|| service.clone())
 }
 

@@ -204,9 +204,10 @@ impl Leaving<'_> {
             let announcements = &self.worker.shared.announcements;
             let announce = |local| announcements.announce(local, via.get(), announcement.clone());
             let (netns, from) = (&self.pod.netns, captured.source.ip());
+            let lane = self.worker.lane();
             let permit = &live.permit;
-            let dialled = deliver::dial_announced(permit, netns, from, via.get(), announce).await;
-            let (socket, announced) = dialled.map_err(|error| {
+            let dialling = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
+            let (socket, announced) = dialling.await.map_err(|error| {
                 // The other side may have refused before this one knew that it was connected.
                 match announcement.refused.get() {
                     Some(outcome) => Error::RefusedBeside(*outcome),

@@ -35,6 +35,7 @@ use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
 use crate::source::Files;
 use crate::sys;
+use crate::sys::socket;
 use crate::task;
 use crate::telemetry::http::{self, Listener};
 use crate::telemetry::log::{self, Log};
@@ -50,6 +51,9 @@ pub enum StartError {
     /// The machine lacks what capturing needs.
     #[error("this machine cannot capture pods")]
     Environment(#[source] capture::Unfit),
+    /// The congestion control that was asked for is not there.
+    #[error("cannot start tunnels as --tunnel-congestion says")]
+    Congestion(#[source] socket::NoSuchCongestion),
     /// The log cannot be set up.
     #[error("cannot set up the log")]
     Log(#[source] log::Error),
@@ -83,7 +87,10 @@ pub enum StartError {
 pub fn run(config: Config) -> Result<(), StartError> {
     let log = Log::start(&config.log_filter, config.log_format).map_err(StartError::Log)?;
     sys::process::raise_descriptor_limit();
+    // First of all, because it finds out which capabilities there are.
     capture::probe().map_err(StartError::Environment)?;
+    let congestion = &config.tunnel_congestion;
+    congestion.probe().map_err(StartError::Congestion)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -121,13 +128,17 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
     Ok(Shared {
         node: config.node.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
+        workers: u16::try_from(config.workers).unwrap_or(1),
         same_node: config.same_node,
         world: ArcSwap::from_pointee(world),
         certificates,
         announcements: SameNode::default(),
         busy_poll: BusyPoll::new(busy_poll_time(config)),
         metrics,
-        limits: tunnel::Limits::default(),
+        limits: tunnel::Limits {
+            congestion: config.tunnel_congestion.clone(),
+            ..tunnel::Limits::default()
+        },
     })
 }
 

@@ -31,7 +31,7 @@ use crate::node::same_node::SameNode;
 use crate::node::world::World;
 use crate::node::{carry, inbound, listing, outbound, plaintext};
 use crate::pki::{Certificate, Certificates};
-use crate::sys::socket::Acceptor;
+use crate::sys::socket::{Acceptor, Lane};
 use crate::task;
 use crate::telemetry::metrics::{Failure, Metrics, Recorder};
 use crate::tunnel::{self, Pool};
@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<str>,
     /// The DNS domain of the cluster, for service names.
     pub(crate) cluster_domain: Arc<str>,
+    /// How many workers there are.
+    pub(crate) workers: u16,
     /// How two pods of this node reach each other.
     pub(crate) same_node: config::SameNode,
     /// What is known now.
@@ -206,6 +208,14 @@ impl Worker {
         let count = self.connections.get() + 1;
         self.connections.set(count);
         (self.index as u64) << 48 | count
+    }
+
+    /// Which worker this is, for the ports of its dials to neighbours.
+    pub(crate) fn lane(&self) -> Lane {
+        Lane {
+            index: u16::try_from(self.index).unwrap_or(0),
+            of: self.shared.workers,
+        }
     }
 
     /// A random draw (SplitMix64): good enough to spread load, not for secrets.

@@ -8,6 +8,7 @@
 mod app;
 mod congestion;
 mod dial;
+mod lane;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +17,10 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 pub use crate::sys::socket::app::{Acceptor, AppSocket, Listener};
-pub use crate::sys::socket::congestion::Congestion;
 pub(crate) use crate::sys::socket::congestion::Known;
+pub use crate::sys::socket::congestion::{Congestion, NoSuchCongestion};
 pub use crate::sys::socket::dial::{Reach, connect, connect_announced, connect_from};
+pub use crate::sys::socket::lane::{Lane, steer};
 
 use crate::sys::netns::Netns;
 

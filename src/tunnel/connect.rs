@@ -8,13 +8,15 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HeaderName, HeaderValue};
-use http::{Method, Request, StatusCode, Uri};
+use http::HeaderValue;
 
 use crate::mesh::canonical;
+use crate::tunnel::http2::Fields;
+use crate::tunnel::http2::hpack::encoder;
 
-const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const FORWARDED: &str = "forwarded";
+const BAGGAGE: &str = "baggage";
+const TRACEPARENT: &str = "traceparent";
 
 /// The longest `baggage` and `forwarded` that are looked at; longer ones are dropped.
 const DESCRIPTION_LIMIT: usize = 4096;
@@ -125,26 +127,20 @@ impl ConnectHead {
         self.traceparent.as_ref()
     }
 
-    /// The request to send. `None` if this head was read from a request that named no address.
-    pub(crate) fn request(&self) -> Option<Request<()>> {
-        let authority = self.authority.as_ref().ok()?;
-        let mut request = Request::new(());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = Uri::try_from(authority.to_string()).ok()?;
-        let headers = request.headers_mut();
+    /// Writes the fields that describe.
+    pub(crate) fn write(&self, block: &mut Vec<u8>) {
         if let Some(forwarded) = self.forwarded_value() {
-            headers.insert(FORWARDED, forwarded);
+            encoder::field(block, FORWARDED, forwarded.as_bytes());
         }
         if let Some(baggage) = &self.baggage {
-            headers.insert(BAGGAGE, baggage.clone());
+            encoder::field(block, BAGGAGE, baggage.as_bytes());
         }
         if let Some(traceparent) = &self.traceparent {
-            headers.insert(TRACEPARENT, traceparent.clone());
+            encoder::field(block, TRACEPARENT, traceparent.as_bytes());
         }
-        Some(request)
     }
 
-    fn forwarded_value(&self) -> Option<HeaderValue> {
+    fn forwarded_value(&self) -> Option<String> {
         let mut text = String::with_capacity(96);
         if let Some(source) = self.source {
             write!(text, "for=\"{source}\"").expect("a String takes all");
@@ -153,36 +149,31 @@ impl ConnectHead {
             let gap = if text.is_empty() { "" } else { ";" };
             write!(text, "{gap}host={host}").expect("a String takes all");
         }
-        if text.is_empty() {
-            return None;
-        }
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
+        Some(text).filter(|text| !text.is_empty())
     }
 
     /// Reads a request. Never fails: what is wrong with the authority is told by
     /// [`authority`](Self::authority), and what is wrong with a description drops it.
-    pub(crate) fn read<T>(request: &Request<T>) -> Self {
-        let headers = request.headers();
-        let (source, host) = headers
-            .get(FORWARDED)
-            .map_or((None, None), |value| read_forwarded(value.as_bytes()));
-        let traceparent = headers.get(TRACEPARENT).cloned();
+    pub(crate) fn read(fields: &Fields) -> Self {
+        let (source, host) = fields.first(FORWARDED).map_or((None, None), read_forwarded);
+        let traceparent = fields.first(TRACEPARENT);
+        let traceparent = traceparent.filter(|value| is_traceparent(value));
         Self {
-            authority: read_authority(request.method(), request.uri()),
+            authority: read_authority(fields),
             source,
             host,
-            baggage: join(headers.get_all(BAGGAGE).iter()),
-            traceparent: traceparent.filter(|value| is_traceparent(value.as_bytes())),
+            baggage: join(fields.all(BAGGAGE)),
+            traceparent: traceparent.and_then(|value| HeaderValue::from_bytes(value).ok()),
         }
     }
 }
 
-fn read_authority(method: &Method, uri: &Uri) -> Result<SocketAddr, HeadError> {
-    if method != Method::CONNECT || uri.scheme().is_some() || uri.path_and_query().is_some() {
+fn read_authority(fields: &Fields) -> Result<SocketAddr, HeadError> {
+    if fields.first(":method") != Some(b"CONNECT") {
         return Err(HeadError::NotConnect);
     }
-    let text = uri.authority().map_or("", |authority| authority.as_str());
-    parse_authority(text)
+    let text = fields.first(":authority").unwrap_or_default();
+    parse_authority(&String::from_utf8_lossy(text))
 }
 
 fn parse_authority(text: &str) -> Result<SocketAddr, HeadError> {
@@ -259,14 +250,14 @@ fn is_traceparent(value: &[u8]) -> bool {
 }
 
 /// One list header out of its lines (RFC 9110 §5.3).
-fn join<'a>(mut lines: impl Iterator<Item = &'a HeaderValue>) -> Option<HeaderValue> {
+fn join<'a>(mut lines: impl Iterator<Item = &'a [u8]>) -> Option<HeaderValue> {
     let first = lines.next()?;
-    let joined = lines.try_fold(first.as_bytes().to_vec(), |mut joined, line| {
+    let joined = lines.try_fold(first.to_vec(), |mut joined, line| {
         joined.push(b',');
-        joined.extend_from_slice(line.as_bytes());
+        joined.extend_from_slice(line);
         (joined.len() <= DESCRIPTION_LIMIT).then_some(joined)
     })?;
-    HeaderValue::from_bytes(&joined)
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(joined))
         .ok()
         .filter(|value| value.len() <= DESCRIPTION_LIMIT)
 }
@@ -283,11 +274,11 @@ pub enum Status {
 }
 
 impl Status {
-    pub(crate) fn code(self) -> StatusCode {
+    pub(crate) fn code(self) -> u16 {
         match self {
-            Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::Denied => StatusCode::UNAUTHORIZED,
-            Self::DialFailed => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadRequest => 400,
+            Self::Denied => 401,
+            Self::DialFailed => 503,
         }
     }
 }
@@ -307,8 +298,8 @@ pub enum Refused {
 
 impl Refused {
     /// What a status means; `None` for 200.
-    pub(crate) fn from_status(status: StatusCode) -> Option<Self> {
-        match status.as_u16() {
+    pub(crate) fn from_status(status: u16) -> Option<Self> {
+        match status {
             200 => None,
             401 | 403 => Some(Self::Denied),
             503 => Some(Self::DialFailed),
@@ -334,6 +325,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tunnel::http2::hpack::Decoder;
+
+    /// What a peer reads of a head.
+    fn sent(head: &ConnectHead) -> Fields {
+        let mut block = Vec::new();
+        let authority = head.authority().unwrap().to_string();
+        encoder::connect(&mut block, authority.as_bytes());
+        head.write(&mut block);
+        let mut fields = Fields::new(16 * 1024);
+        Decoder::new().decode(&block, &mut fields).unwrap();
+        fields.check_request().unwrap();
+        fields
+    }
 
     fn check(authority: &str, expect: Result<&str, &str>) {
         let parsed = parse_authority(authority);
@@ -373,12 +377,12 @@ mod tests {
             .with_traceparent(HeaderValue::from_static(
                 "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             ));
-        let request = head.request().unwrap();
+        let fields = sent(&head);
         assert_eq!(
-            request.headers()[FORWARDED],
-            "for=\"10.0.0.1:4711\";host=db.shop.svc.cluster.local"
+            fields.first(FORWARDED).unwrap(),
+            b"for=\"10.0.0.1:4711\";host=db.shop.svc.cluster.local"
         );
-        assert_eq!(ConnectHead::read(&request), head);
+        assert_eq!(ConnectHead::read(&fields), head);
     }
 
     #[test]
@@ -395,12 +399,8 @@ mod tests {
         );
         assert_eq!(read("for=_hidden;proto=h2"), (None, None));
         assert_eq!(read("host=ä"), (None, None));
-        let lines = [
-            HeaderValue::from_static("a=1"),
-            HeaderValue::from_static("b=2"),
-        ];
         assert_eq!(
-            join(lines.iter()),
+            join([&b"a=1"[..], b"b=2"].into_iter()),
             Some(HeaderValue::from_static("a=1,b=2"))
         );
         for short in [
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn only_200_opens_a_stream() {
-        let of = |code| Refused::from_status(StatusCode::from_u16(code).unwrap());
+        let of = Refused::from_status;
         assert_eq!(of(200), None);
         assert_eq!(of(204), Some(Refused::Other(204)));
         assert_eq!(of(401).unwrap().reason(), "denied");
@@ -431,8 +431,8 @@ mod tests {
         #[test]
         fn every_address_round_trips(ip: IpAddr, port in 1_u16..) {
             let to = canonical(SocketAddr::new(ip, port));
-            let request = ConnectHead::new(to).request().unwrap();
-            prop_assert_eq!(ConnectHead::read(&request).authority(), Ok(to));
+            let fields = sent(&ConnectHead::new(to));
+            prop_assert_eq!(ConnectHead::read(&fields).authority(), Ok(to));
         }
     }
 }

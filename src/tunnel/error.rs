@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::pipe::Broken;
 use crate::tunnel::connect::Refused;
+use crate::tunnel::http2::{Failure, Reason};
 use crate::tunnel::io::Fault;
 use crate::tunnel::tls::PeerError;
 
@@ -34,7 +35,7 @@ pub enum Error {
     Peer(#[source] PeerError),
     /// The peer does not speak HTTP/2, or not correctly.
     #[error("HTTP/2 failed")]
-    Protocol(#[source] Arc<h2::Error>),
+    Protocol(#[source] Failure),
     /// The connection under the stream broke.
     #[error("tunnel lost ({0})")]
     Lost(io::ErrorKind),
@@ -49,7 +50,7 @@ pub enum Error {
     Refused(Refused),
     /// The peer reset the stream, with this code (RFC 9113 §7).
     #[error("stream reset by the peer ({0})")]
-    Reset(h2::Reason),
+    Reset(Reason),
 }
 
 impl Error {
@@ -71,26 +72,6 @@ impl Error {
         }
     }
 
-    /// What ended a connection, told by its session's fault, else by HTTP/2's own word.
-    pub(crate) fn of_connection(fault: Option<Fault>, error: h2::Error) -> Self {
-        match fault {
-            Some(Fault::Tls(error)) => Self::Tls(error),
-            Some(Fault::Socket(kind)) => Self::Lost(kind),
-            None => Self::of_stream(error),
-        }
-    }
-
-    /// What ended a stream.
-    pub(crate) fn of_stream(error: h2::Error) -> Self {
-        match error.reason() {
-            Some(reason) if error.is_reset() => Self::Reset(reason),
-            _ if error.is_io() => {
-                Self::Lost(error.get_io().map_or(io::ErrorKind::Other, io::Error::kind))
-            }
-            _ => Self::Protocol(Arc::new(error)),
-        }
-    }
-
     /// A failed handshake's error: TLS's own, where there is one inside.
     pub(crate) fn of_handshake(error: io::Error) -> Self {
         match error
@@ -99,6 +80,15 @@ impl Error {
         {
             Some(tls) => Self::Tls(tls.clone()),
             None => Self::Lost(error.kind()),
+        }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Tls(error) => Self::Tls(error),
+            Fault::Socket(kind) => Self::Lost(kind),
         }
     }
 }

@@ -1,15 +1,14 @@
 //! A TLS session on a socket, made for few and large system calls.
 //!
-//! HTTP/2 above sees [`Socket`], a byte stream; whoever drives the connection holds the [`Wire`]
-//! below it. What distinguishes this from the usual adapter:
+//! Whoever drives an HTTP/2 connection holds the [`Wire`] below it. What distinguishes it from the
+//! usual adapter:
 //!
 //! - **Reading is in place.** One `recv` takes up to [`Spare::SIZE`] bytes; all records in them are
 //!   opened where they are, and [`Wire::poll_receive`] hands out parts of that buffer. It is lent
 //!   and goes back when the last part is dropped, so that an idle tunnel holds none.
 //! - **Writing is put off.** What was written is sealed and kept until the driver has polled all
 //!   there is and calls [`Wire::poll_flush`], which writes many records with one `writev`. Small
-//!   writes share a record. Past [`HIGH`] a write waits for the socket. A flush of [`Socket`]
-//!   means nothing.
+//!   writes share a record. Past [`HIGH`] a writer waits for the socket.
 //! - **Turns.** A driver's turn reads at most [`TURN`] bytes before the tasks of its streams run.
 //!
 //! The socket, its session and all that passes stay on one thread.
@@ -18,12 +17,11 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::io::IoSlice;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use rustls_pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -37,15 +35,10 @@ const TURN: usize = 2 * Spare::SIZE;
 /// What one `recv` takes during a handshake.
 const HANDSHAKE: usize = 8 * 1024;
 
-/// The byte stream that HTTP/2 runs on.
-pub(crate) struct Socket(Rc<Shared>);
-
-/// The same, as its driver holds it.
-pub(crate) struct Wire(Rc<Shared>);
-
-struct Shared {
+/// An established session, as its driver holds it.
+pub(crate) struct Wire {
     session: RefCell<Session>,
-    /// A write was turned away because of [`HIGH`].
+    /// A writer was turned away because of [`HIGH`].
     starved: Cell<bool>,
 }
 
@@ -90,7 +83,7 @@ impl From<Fault> for io::Error {
 /// # Errors
 ///
 /// The socket's error, or one of kind `InvalidData` around a [`rustls::Error`].
-pub(crate) async fn handshake(mut tcp: TcpStream, tls: Handshake) -> io::Result<(Socket, Wire)> {
+pub(crate) async fn handshake(mut tcp: TcpStream, tls: Handshake) -> io::Result<Wire> {
     let mut negotiation = Negotiation::new(tls);
     let mut received = 0;
     let mut buffer = vec![0; HANDSHAKE];
@@ -110,11 +103,10 @@ pub(crate) async fn handshake(mut tcp: TcpStream, tls: Handshake) -> io::Result<
         negotiation.receive(&buffer[..count]);
     }
     let negotiated = negotiation.finish().map_err(Fault::Tls)?;
-    let shared = Rc::new(Shared {
+    Ok(Wire {
         session: RefCell::new(Session::new(tcp, negotiated, received)),
         starved: Cell::new(false),
-    });
-    Ok((Socket(shared.clone()), Wire(shared)))
+    })
 }
 
 async fn write_out(tcp: &mut TcpStream, negotiation: &mut Negotiation) -> io::Result<()> {
@@ -131,7 +123,7 @@ async fn write_out(tcp: &mut TcpStream, negotiation: &mut Negotiation) -> io::Re
 impl Wire {
     /// Begins a turn of the driver.
     pub(crate) fn begin_turn(&self) {
-        self.0.session.borrow_mut().turn = TURN;
+        self.session.borrow_mut().turn = TURN;
     }
 
     /// Gives `take` what the peer has sent, in order, in pieces that may end anywhere.
@@ -144,7 +136,6 @@ impl Wire {
     ///
     /// The session failed; or what `take` said, after which some bytes are lost and the session
     /// is good for nothing but writing and closing.
-    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
     pub(crate) fn poll_receive<E: From<Fault>>(
         &self,
         cx: &mut Context<'_>,
@@ -152,7 +143,7 @@ impl Wire {
     ) -> Poll<Result<(), E>> {
         loop {
             // Not borrowed while `take` runs.
-            let next = self.0.session.borrow_mut().poll_next(cx);
+            let next = self.session.borrow_mut().poll_next(cx);
             match ready!(next)? {
                 Some(piece) => take(piece)?,
                 None => return Poll::Ready(Ok(())),
@@ -162,39 +153,35 @@ impl Wire {
 
     /// How many bytes may be written before what waits for the socket is too much. A writer that
     /// has more than this calls [`starve`](Self::starve) and comes back when it is woken.
-    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
     pub(crate) fn room(&self) -> usize {
-        HIGH.saturating_sub(self.0.session.borrow().records.waiting())
+        HIGH.saturating_sub(self.session.borrow().records.waiting())
     }
 
     /// Has [`poll_flush`](Self::poll_flush) wake its task as soon as there is room.
-    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
     pub(crate) fn starve(&self) {
-        self.0.starved.set(true);
+        self.starved.set(true);
     }
 
     /// Accepts bytes; they leave with [`poll_flush`](Self::poll_flush). Small writes share a
     /// record. More than [`room`](Self::room) is taken, too, so that a frame need not be split;
     /// a session that has failed drops it.
-    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
     pub(crate) fn write(&self, pieces: &[IoSlice<'_>]) {
-        self.0.session.borrow_mut().write(pieces);
+        self.session.borrow_mut().write(pieces);
     }
 
     /// Writes all, tells the peer that nothing more comes, and ends this side of the socket.
     /// Ready when that is done, or cannot be.
-    #[allow(dead_code, reason = "HTTP/2 on the wire itself is to use it")]
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.session.borrow_mut().poll_close(cx)
+        self.session.borrow_mut().poll_close(cx)
     }
 
     /// Writes what waits. Ready when all is written; otherwise the task is woken to go on.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut session = self.0.session.borrow_mut();
+        let mut session = self.session.borrow_mut();
         let flushed = session.poll_drain(cx);
-        if self.0.starved.get() && session.records.waiting() < HIGH {
-            // There is room again for the write that was turned away, and nobody else knows.
-            self.0.starved.set(false);
+        if self.starved.get() && session.records.waiting() < HIGH {
+            // There is room again for the writer that was turned away, and nobody else knows.
+            self.starved.set(false);
             cx.waker().wake_by_ref();
         }
         flushed
@@ -202,27 +189,27 @@ impl Wire {
 
     /// How many bytes have come from the peer.
     pub(crate) fn received(&self) -> u64 {
-        self.0.session.borrow().received
+        self.session.borrow().received
     }
 
     /// When bytes last came from the peer.
     pub(crate) fn last_received(&self) -> Instant {
-        self.0.session.borrow().last_received
+        self.session.borrow().last_received
     }
 
     /// Why the session failed, if it did.
     pub(crate) fn fault(&self) -> Option<Fault> {
-        self.0.session.borrow().fault.clone()
+        self.session.borrow().fault.clone()
     }
 
     /// The certificates that the peer has proven to hold, leaf first.
     pub(crate) fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
-        self.0.session.borrow().certificates.clone()
+        self.session.borrow().certificates.clone()
     }
 
     /// Whether both sides agreed on HTTP/2 by ALPN.
     pub(crate) fn speaks_h2(&self) -> bool {
-        self.0.session.borrow().speaks_h2
+        self.session.borrow().speaks_h2
     }
 }
 
@@ -263,20 +250,6 @@ impl Session {
             }
             if self.eof {
                 return Poll::Ready(Ok(None));
-            }
-            ready!(self.poll_receive(cx));
-        }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        loop {
-            self.inbox.read(into);
-            if into.filled().len() > before || into.remaining() == 0 || self.eof {
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(fault) = &self.fault {
-                return Poll::Ready(Err(fault.clone().into()));
             }
             ready!(self.poll_receive(cx));
         }
@@ -378,59 +351,6 @@ impl Session {
         self.records.close();
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.0.session.borrow_mut().poll_read(cx, into)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let mut session = self.0.session.borrow_mut();
-        if session.records.waiting() >= HIGH {
-            let _ = session.poll_drain(cx)?;
-            if session.records.waiting() >= HIGH {
-                self.0.starved.set(true);
-                return Poll::Pending;
-            }
-        }
-        if let Some(fault) = &session.fault {
-            return Poll::Ready(Err(fault.clone().into()));
-        }
-        session.write(bufs);
-        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    /// Nothing: the driver flushes once, at the end of its turn.
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.session.borrow_mut().poll_close(cx)
     }
 }
 

@@ -9,19 +9,24 @@
 //! |---|---|
 //! | `connect` | pure: CONNECT heads and statuses |
 //! | `io`, `record` | TLS on a socket, in few system calls; pure: its records, in place |
+//! | `http2` | pure: frames, header blocks, flow control, the states of streams |
 //! | `liveness`, `window` | pure: when to ask a silent peer; how large receive windows are |
-//! | `pace` | what drives both sides of a connection beside its frames |
+//! | `link` | a connection and its wire, shared by its streams and its driver |
+//! | `pace` | what both drivers do in a turn |
 //! | `client`, `pool` | a tunnel this side made; which one carries the next stream |
 //! | `server` | a tunnel the peer made |
-//! | `stream` | one CONNECT stream: flow control, ends |
+//! | `stream`, `inbox` | one CONNECT stream: its opening, its ends; what it has not delivered |
 //!
-//! Everything here lives and dies on one worker thread and is `!Send`. No type of rustls, h2 or
-//! tokio's TLS appears in what this stage hands out, but for the configurations that go in.
+//! Everything here lives and dies on one worker thread and is `!Send`. No type of rustls
+//! appears in what this stage hands out, but for the configurations that go in.
 
 mod client;
 mod connect;
 mod error;
+mod http2;
+mod inbox;
 mod io;
+mod link;
 mod liveness;
 mod pace;
 mod pool;
@@ -33,6 +38,7 @@ mod window;
 
 pub use connect::{ConnectHead, HeadError, Refused, Status};
 pub use error::Error;
+pub use http2::{Failure, Reason};
 pub use pool::{Key, Origin, Pool};
 pub use server::{Incoming, Request, accept};
 pub use stream::Stream;

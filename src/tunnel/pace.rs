@@ -1,106 +1,35 @@
-//! What drives a connection beside its frames: turns, flushes, signs of life, windows.
+//! What the drivers of both sides do in a turn: read, let the streams run, flush; and signs of
+//! life and windows beside that.
 //!
-//! Both sides poll their h2 connection between [`Pace::begin`] and [`Pace::finish`]. One timer
-//! per tunnel serves all of its deadlines.
+//! **One write for many streams.** A turn that has news for streams wakes them and puts its flush
+//! off until they have run: the driver's task wakes itself behind them. One timer per tunnel serves
+//! all of its deadlines.
 
-use std::cell::{Cell, RefCell};
 use std::future::Future as _;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
+use crate::pipe::FRAME;
 use crate::tunnel::Limits;
 use crate::tunnel::error::Error;
-use crate::tunnel::io::Wire;
+use crate::tunnel::http2::{Config, Connection, Failure, Reason, Role};
+use crate::tunnel::io::{Fault, Wire};
+use crate::tunnel::link::Link;
 use crate::tunnel::liveness::{Beat, Liveness};
-use crate::tunnel::window::Window;
+use crate::tunnel::window::{self, Window};
 
-/// How many streams a tunnel carries, and why it ended if it did; shared with its streams.
-#[derive(Debug)]
-pub(crate) struct Load {
-    streams: Cell<usize>,
-    idle_since: Cell<Instant>,
-    end: RefCell<Option<Error>>,
-}
-
-/// A stream's place on its tunnel, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Place(Rc<Load>);
-
-impl Load {
-    pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self {
-            streams: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
-            end: RefCell::new(None),
-        })
-    }
-
-    pub(crate) fn streams(&self) -> usize {
-        self.streams.get()
-    }
-
-    /// Since when there has been no stream; `None` while there is one.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
-        (self.streams.get() == 0).then(|| self.idle_since.get())
-    }
-
-    pub(crate) fn place(self: &Rc<Self>) -> Place {
-        self.streams.set(self.streams.get() + 1);
-        Place(self.clone())
-    }
-
-    /// Records why the tunnel ended; the first word counts.
-    pub(crate) fn ended(&self, error: Error) {
-        self.end.borrow_mut().get_or_insert(error);
-    }
-
-    pub(crate) fn end(&self) -> Option<Error> {
-        self.end.borrow().clone()
-    }
-}
-
-impl Place {
-    /// Why the tunnel ended, else what HTTP/2 says of the stream.
-    pub(crate) fn explain(&self, error: h2::Error) -> Error {
-        let own_fate = error.is_reset() || error.is_go_away();
-        match self.0.end() {
-            Some(end) if !own_fate => end,
-            _ => Error::of_stream(error),
-        }
-    }
-
-    /// Why the tunnel ended, if it did.
-    pub(crate) fn end(&self) -> Option<Error> {
-        self.0.end()
-    }
-
-    /// One more place on the same tunnel.
-    pub(crate) fn other(&self) -> Self {
-        self.0.place()
-    }
-
-    pub(crate) fn is_on(&self, load: &Rc<Load>) -> bool {
-        Rc::ptr_eq(&self.0, load)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        self.0.idle_since.set(Instant::now());
-    }
-}
-
-/// The part of driving a connection that both sides share.
+/// Drives a connection.
 pub(crate) struct Pace {
-    pub(crate) wire: Wire,
-    load: Rc<Load>,
-    ping: PingPong,
+    pub(crate) link: Rc<Link>,
+    wire: Rc<Wire>,
+    /// The flush of this turn waits for the streams.
+    put_off: bool,
+    /// All has been said, and the wire is being closed.
+    closing: bool,
     /// Bytes received when the PING that is under way was sent.
     asked: Option<u64>,
     looked: u64,
@@ -111,12 +40,43 @@ pub(crate) struct Pace {
     dead: Duration,
 }
 
+/// How a connection ended.
+pub(crate) enum End {
+    /// The peer closed it.
+    Closed,
+    /// It broke.
+    Broken(Error),
+}
+
+/// Why nothing more is received.
+enum Stop {
+    Wire(Fault),
+    Http(Failure),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Wire(fault)
+    }
+}
+
 impl Pace {
-    pub(crate) fn new(wire: Wire, load: Rc<Load>, ping: PingPong, limits: &Limits) -> Self {
+    /// Begins HTTP/2 on a wire.
+    pub(crate) fn new(wire: Wire, role: Role, limits: &Limits) -> Self {
+        let http = Connection::new(Config {
+            role,
+            window: window::INITIAL,
+            connection_window: window::CONNECTION,
+            frame: u32::try_from(FRAME).expect("a frame is small"),
+            header_list: limits.header_list,
+            streams: limits.incoming_streams,
+        });
+        let wire = Rc::new(wire);
         Self {
+            link: Link::new(http, &wire),
             wire,
-            load,
-            ping,
+            put_off: false,
+            closing: false,
             asked: None,
             looked: 0,
             liveness: Liveness::new(limits.quiet, limits.dead),
@@ -127,76 +87,125 @@ impl Pace {
         }
     }
 
-    /// Before the connection is polled.
-    pub(crate) fn begin(&self) {
+    /// One turn. Pending, it leaves the task to be woken for the next; ready, it has ended, and
+    /// what was still to be written has been tried.
+    pub(crate) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.link.attend(cx);
+        if let Poll::Ready(end) = self.receive(cx) {
+            return Poll::Ready(self.end(cx, end));
+        }
+        if let Err(error) = self.beat(cx) {
+            return Poll::Ready(self.end(cx, End::Broken(error)));
+        }
+        self.measure();
+        if self.link.wake_streams() && !self.put_off {
+            self.put_off(cx);
+            return Poll::Pending;
+        }
+        self.put_off = false;
+        self.flush(cx).map(|error| self.end(cx, End::Broken(error)))
+    }
+
+    /// Has the next turn flush, behind all tasks that have been woken until now.
+    pub(crate) fn put_off(&mut self, cx: &Context<'_>) {
+        self.put_off = true;
+        cx.waker().wake_by_ref();
+    }
+
+    fn receive(&self, cx: &mut Context<'_>) -> Poll<End> {
+        let link = &*self.link;
         self.wire.begin_turn();
+        link.http.borrow_mut().begin_turn();
+        let take = |piece| link.http.borrow_mut().receive(piece).map_err(Stop::Http);
+        self.wire.poll_receive(cx, take).map(|stop| match stop {
+            Ok(()) => End::Closed,
+            Err(Stop::Wire(fault)) => End::Broken(fault.into()),
+            Err(Stop::Http(failure)) => End::Broken(Error::Protocol(failure)),
+        })
     }
 
-    /// After the connection was polled: writes what it left and follows the timer. `resize`
-    /// announces a new stream window. Ready when the tunnel is lost.
-    pub(crate) fn finish(
-        &mut self,
-        cx: &mut Context<'_>,
-        resize: impl FnOnce(u32) -> Result<(), h2::Error>,
-    ) -> Poll<Error> {
-        let asks = match self.beat(cx) {
-            Ok(asks) => asks | self.measure(cx, resize),
-            Err(error) => return Poll::Ready(error),
-        };
-        if let Poll::Ready(Err(error)) = self.wire.poll_flush(cx) {
-            return Poll::Ready(self.lost(error.kind()));
-        }
-        if asks {
-            // It waits in the connection, which has to be polled once more to send it.
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
-    }
-
-    fn lost(&self, kind: std::io::ErrorKind) -> Error {
-        match self.wire.fault() {
-            Some(crate::tunnel::io::Fault::Tls(error)) => Error::Tls(error),
-            _ => Error::Lost(kind),
+    fn flush(&self, cx: &mut Context<'_>) -> Poll<Error> {
+        let link = &*self.link;
+        loop {
+            link.hand_over(&self.wire);
+            let flushed = self.wire.poll_flush(cx);
+            if let Poll::Ready(Err(error)) = flushed {
+                let fault = self.wire.fault();
+                let lost = || Error::Lost(error.kind());
+                return Poll::Ready(fault.map_or_else(lost, Error::from));
+            }
+            link.wake_streams();
+            // All may have been kept back for a wire that is free now.
+            let behind = self.wire.room() > 0 && link.http.borrow().has_output();
+            if flushed.is_pending() || !behind {
+                return Poll::Pending;
+            }
         }
     }
 
-    /// Learns what a round trip brings, while much arrives. Whether there is something to send.
-    fn measure(
-        &mut self,
-        cx: &mut Context<'_>,
-        resize: impl FnOnce(u32) -> Result<(), h2::Error>,
-    ) -> bool {
+    /// Says goodbye once, and closes the wire.
+    pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.closing, true) {
+            let mut http = self.link.http.borrow_mut();
+            http.say_goodbye(Reason::NO_ERROR);
+        }
+        self.link.hand_over(&self.wire);
+        self.wire.poll_close(cx).map(|_| {
+            let lost = Error::Lost(std::io::ErrorKind::ConnectionAborted);
+            self.link.ended(lost);
+        })
+    }
+
+    /// Whether all has been said.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Tries to write what is left, and tells the streams.
+    fn end(&self, cx: &mut Context<'_>, end: End) -> End {
+        self.link.hand_over(&self.wire);
+        let _ = self.wire.poll_flush(cx);
+        self.link.ended(match &end {
+            End::Closed => Error::Lost(std::io::ErrorKind::ConnectionAborted),
+            End::Broken(error) => error.clone(),
+        });
+        end
+    }
+
+    /// Learns what a round trip brings, while much arrives.
+    fn measure(&mut self) {
         let received = self.wire.received();
-        if let Some(before) = self.asked {
-            if self.ping.poll_pong(cx).is_pending() {
-                return false;
+        let mut http = self.link.http.borrow_mut();
+        let Some(before) = self.asked else {
+            if self.window.curious(received - self.looked) {
+                Self::ask(&mut self.asked, &mut http, received);
             }
-            self.asked = None;
-            self.looked = received;
-            if let Some(size) = self.window.learn(received - before, self.load.streams())
-                && resize(size).is_ok()
-            {
-                // Refused while an earlier change is unanswered: then the next look tries again.
-                self.window.set(size);
-                return true;
-            }
-            return false;
+            return;
+        };
+        if !http.pong() {
+            return;
         }
-        if self.window.curious(received - self.looked) {
-            return self.ask();
+        self.asked = None;
+        self.looked = received;
+        let streams = http.held();
+        if let Some(size) = self.window.learn(received - before, streams)
+            && http.resize(size)
+        {
+            // Refused while an earlier change is unanswered: then the next look tries again.
+            self.window.set(size);
         }
-        false
     }
 
-    /// Asks a silent peer, and gives up a dead one. Whether there is something to send.
-    fn beat(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
-        let mut asks = false;
+    /// Asks a silent peer, and gives up a dead one.
+    fn beat(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            let next = match self.liveness.beat(now, self.wire.last_received()) {
+            let wire = &self.wire;
+            let next = match self.liveness.beat(now, wire.last_received()) {
                 Beat::Wait(until) => until,
                 Beat::Ask(until) => {
-                    asks |= self.ask();
+                    let mut http = self.link.http.borrow_mut();
+                    Self::ask(&mut self.asked, &mut http, wire.received());
                     until
                 }
                 Beat::Dead => return Err(Error::Silent(self.dead)),
@@ -204,14 +213,12 @@ impl Pace {
             // At least once per quiet time, so that others may hang their deadlines here.
             self.timer.as_mut().reset(next.min(now + self.quiet));
         }
-        Ok(asks)
+        Ok(())
     }
 
-    fn ask(&mut self) -> bool {
-        if self.asked.is_some() || self.ping.send_ping(Ping::opaque()).is_err() {
-            return false;
+    fn ask(asked: &mut Option<u64>, http: &mut Connection, received: u64) {
+        if asked.is_none() && http.ping() {
+            *asked = Some(received);
         }
-        self.asked = Some(self.wire.received());
-        true
     }
 }

@@ -22,10 +22,10 @@ use crate::mesh::{Identity, PodAddr, TunnelAddr};
 use crate::pki::Certificate;
 use crate::sys::netns::Netns;
 use crate::task::{self, Task};
-use crate::tunnel::client::{self, Opened, Tunnel};
+use crate::tunnel::client::{self, Tunnel};
 use crate::tunnel::connect::ConnectHead;
 use crate::tunnel::error::Error;
-use crate::tunnel::pace::Place;
+use crate::tunnel::link::{Link, Place};
 use crate::tunnel::stream::Stream;
 use crate::tunnel::{Limits, tls};
 
@@ -201,10 +201,10 @@ impl Pool {
     }
 
     /// A tunnel with room for one more stream, if there is one other than `avoid`.
-    fn pick(&self, key: &Key, avoid: Option<&Place>) -> Option<Rc<Tunnel>> {
+    fn pick(&self, key: &Key, avoid: Option<&Rc<Link>>) -> Option<Rc<Tunnel>> {
         let slots = self.0.slots.borrow();
         let tunnels = slots.get(key).map_or(&[][..], |slot| &slot.tunnels);
-        let avoided = |tunnel: &Tunnel| avoid.is_some_and(|place| tunnel.carries(place));
+        let avoided = |tunnel: &Tunnel| avoid.is_some_and(|link| tunnel.is_on(link));
         let mut tunnels = tunnels.iter().map(|(tunnel, _)| tunnel);
         tunnels
             .find(|tunnel| tunnel.has_room() && !avoided(tunnel))
@@ -301,12 +301,12 @@ impl Way {
         &self.pool.0.limits
     }
 
-    fn on(&self, tunnel: &Tunnel) -> Result<Opened, Error> {
-        tunnel.open(self.head.request().ok_or(Error::NoDestination)?)
+    fn on(&self, tunnel: &Tunnel) -> Result<Place, Error> {
+        tunnel.open(&self.head)
     }
 
-    /// Opens a stream on a tunnel with room, or on a new one, but not on the one of `avoid`.
-    pub(crate) async fn open(&self, avoid: Option<&Place>) -> Result<Opened, Error> {
+    /// Opens a stream on a tunnel with room, or on a new one, but not on `avoid`.
+    pub(crate) async fn open(&self, avoid: Option<&Rc<Link>>) -> Result<Place, Error> {
         for _ in 0..ROUNDS {
             if let Some(tunnel) = self.pool.pick(&self.key, avoid) {
                 return self.on(&tunnel);

@@ -5,9 +5,9 @@
 //! a budget, so that many streams get small windows and few may have large ones: what a reader that
 //! stalls can make this side hold is its own stream's window, and no more.
 //!
-//! HTTP/2 counts twice, per stream and per connection, and the h2 crate gives room back to both at
-//! once, when bytes are consumed. If the connection's window could run out, one stalled stream
-//! would stall its neighbours. So it is [`CONNECTION`], more than all streams can use together.
+//! HTTP/2 counts twice, per stream and per connection. If the connection's window could run out, one
+//! stalled stream would stall its neighbours. So it is [`CONNECTION`], more than all streams can use
+//! together.
 
 use crate::pipe::CHUNK;
 
@@ -19,14 +19,10 @@ const LARGEST: u32 = 16 * CHUNK as u32;
 const BUDGET: u32 = 64 * 1024 * 1024;
 /// The most bytes between two looks.
 const MOST_PATIENT: u64 = 64 * 1024 * 1024;
-/// The window of a connection.
-pub(crate) const CONNECTION: u32 = 1 << 30;
-
-/// What h2 may hold in frames below 256 bytes that nobody has looked at, each counted as what it
-/// lacks to 256. Beyond, it ends the tunnel. Streams look at once, so what is left are bytes for
-/// a request that is not answered yet, and one turn's worth of others: at most about 50,000 frames.
-/// The crate's own measure, a small share of the window, would end a tunnel for a few hundred.
-pub(crate) const SMALL_FRAMES: usize = 64 * 1024 * 1024;
+/// The window of a connection. It is also what a peer can make this side hold that grows its windows
+/// with few streams and then fills them with many, or does not take smaller ones: so it counts what
+/// waits.
+pub(crate) const CONNECTION: u32 = 512 * 1024 * 1024;
 
 /// The window of one tunnel's streams.
 #[derive(Debug)]

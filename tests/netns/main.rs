@@ -17,6 +17,7 @@
 mod support;
 
 mod capture;
+mod congestion;
 mod enrolment;
 mod files;
 mod ground;

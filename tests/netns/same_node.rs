@@ -2,7 +2,7 @@
 //! every decision that is made between nodes.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::reason;
 use crate::support::{Conn, Lab, Outcome, Pod, eventually, within};
@@ -48,6 +48,38 @@ fn ends_and_bytes_are_honest_between_neighbours() {
         let (_lab, a, b) = neighbours(&["--same-node", mode]);
         ends_are_honest(&a, &b);
         bytes_are_whole(&a, &b);
+    }
+}
+
+/// Applications need not send without delay, and may say what they have to say in two pieces: the
+/// second then waits for the acknowledgement of the first (RFC 896). One that came late would hold
+/// it for 40 ms, each time.
+#[test]
+fn applications_that_speak_in_pieces_are_not_held_up() {
+    const CALLS: usize = 20;
+    const STALL: Duration = Duration::from_millis(40);
+    let in_pieces = |conn: &Conn| conn.stream().set_nodelay(false).expect("a TCP socket");
+    for mode in ["direct", "hbone"] {
+        let (_lab, a, b) = neighbours(&["--same-node", mode]);
+        let _server = b.listen(8080).serve(move |conn| {
+            in_pieces(&conn);
+            conn.expect(b"request");
+            conn.send(b"res");
+            conn.send(b"ponse");
+            assert_eq!(conn.ending(), Outcome::Closed);
+        });
+        // A busy machine makes some slow; a stall would make all.
+        let slow = (0..CALLS).filter(|_| {
+            let conn = a.dial(b.at(8080));
+            in_pieces(&conn);
+            let begun = Instant::now();
+            conn.send(b"req");
+            conn.send(b"uest");
+            conn.expect(b"response");
+            begun.elapsed() >= STALL
+        });
+        let slow = slow.count();
+        assert!(slow < CALLS / 2, "{mode}: {slow} of {CALLS} were held up");
     }
 }
 

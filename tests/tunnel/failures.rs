@@ -1,5 +1,6 @@
 //! What cannot be opened, and what dies.
 
+use std::future::Future as _;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
@@ -201,6 +202,69 @@ fn the_death_of_a_tunnel_resets_both_applications() {
         let _near = bed.connect().await;
         listener.accept().await.unwrap();
         assert_eq!(wire.connections.get(), 2);
+    });
+}
+
+/// No FIN that is not the peer's own may pass for the end of a stream.
+#[test]
+fn a_fin_below_tls_is_no_end_of_a_stream() {
+    run(async {
+        let (listener, app) = bed::listen().await;
+        let bed = Bed::new(app).await;
+        let wire = Wire::to(bed.via.get()).await;
+        bed.via.set(wire.addr);
+        let mut near = bed.connect().await;
+        let (mut far, _) = listener.accept().await.unwrap();
+        near.write_all(b"x").await.unwrap();
+        far.read_exact(&mut [0]).await.unwrap();
+        far.write_all(b"y").await.unwrap();
+        near.read_exact(&mut [0]).await.unwrap();
+        sleep(50).await;
+        wire.end();
+        for app in [&mut near, &mut far] {
+            let error = app.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+        let end = bed.outbound.next().await.unwrap();
+        assert_eq!(end.reason(), Some("tunnel_lost"));
+    });
+}
+
+/// Nor may the orderly end of a tunnel, close_notify and all.
+#[test]
+fn the_end_of_a_tunnel_is_no_end_of_a_stream() {
+    run(async {
+        let (_listener, app) = bed::listen().await;
+        let bed = Bed::new(app).await;
+        let (listener, via) = bed::listen().await;
+        bed.via.set(via);
+        let server = bed.trust.issue("web").await;
+        let mut near = bed.connect().await;
+        let mut peer = peer::accept(&listener, &server).await;
+        let (request, mut respond) = peer.accept().await.unwrap().unwrap();
+        let response = http::Response::new(());
+        let mut send = respond.send_response(response, false).unwrap();
+        send.send_data(Bytes::from_static(b"half"), false).unwrap();
+        let closing = async {
+            let soon = sleep(50);
+            let mut soon = std::pin::pin!(soon);
+            let mut told = false;
+            std::future::poll_fn(|cx| {
+                if !told && soon.as_mut().poll(cx).is_ready() {
+                    told = true;
+                    peer.abrupt_shutdown(h2::Reason::NO_ERROR);
+                }
+                peer.poll_closed(cx)
+            })
+            .await
+        };
+        let reading = async {
+            near.read_exact(&mut [0; 4]).await.unwrap();
+            near.read_u8().await.unwrap_err().kind()
+        };
+        let (_, kind) = tokio::join!(closing, reading);
+        assert_eq!(kind, ErrorKind::ConnectionReset);
+        drop((request, send));
     });
 }
 

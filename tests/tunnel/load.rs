@@ -7,6 +7,7 @@ use adit::task;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::bed::{self, Bed, run, sleep};
 use crate::peer;
@@ -94,6 +95,36 @@ fn every_byte_arrives_both_ways() {
             (end.sent, end.received, end.reason()),
             (15_000_001, 20_000_000, None)
         );
+    });
+}
+
+#[test]
+fn streams_that_fill_the_wire_together_all_go_on() {
+    run(async {
+        let (listener, app) = bed::listen().await;
+        let bed = Bed::new(app).await;
+        let all = Noise(9).bytes(6_000_000);
+        let mut pairs = Vec::new();
+        for _ in 0..8 {
+            let near = bed.connect().await;
+            pairs.push((near, listener.accept().await.unwrap().0));
+        }
+        let pass = async |mut from: WriteHalf<'_>, mut to: ReadHalf<'_>| {
+            let write = async {
+                from.write_all(&all).await.unwrap();
+                from.shutdown().await.unwrap();
+            };
+            let mut got = Vec::new();
+            let (read, ()) = tokio::join!(to.read_to_end(&mut got), write);
+            read.unwrap();
+            assert!(got == all);
+        };
+        let exchanges = pairs.iter_mut().map(async |(near, far)| {
+            let ((near_read, near_write), (far_read, far_write)) = (near.split(), far.split());
+            tokio::join!(pass(near_write, far_read), pass(far_write, near_read));
+        });
+        futures_util::future::join_all(exchanges).await;
+        assert_eq!(bed.tunnels.get(), 1, "all on one tunnel");
     });
 }
 

@@ -27,6 +27,20 @@ pub(crate) async fn accept(listener: &TcpListener, certificate: &Arc<Certificate
     builder.handshake(stream).await.unwrap()
 }
 
+/// The same, with a first window of `window` bytes for each stream.
+pub(crate) async fn accept_narrow(
+    listener: &TcpListener,
+    certificate: &Arc<Certificate>,
+    window: u32,
+) -> Server {
+    let (tcp, _) = listener.accept().await.unwrap();
+    let acceptor = TlsAcceptor::from(tls::server_config(certificate));
+    let stream = acceptor.accept(tcp).await.unwrap();
+    let mut builder = h2::server::Builder::new();
+    builder.initial_window_size(window);
+    builder.handshake(stream).await.unwrap()
+}
+
 /// A client of the tunnel port at `via`, driven by a task.
 pub(crate) async fn connect(
     via: SocketAddr,
@@ -80,6 +94,7 @@ pub(crate) struct Wire {
     pub(crate) addr: SocketAddr,
     pub(crate) connections: Rc<Cell<usize>>,
     cut: Rc<Notify>,
+    end: Rc<Notify>,
     deaf: Rc<Cell<bool>>,
 }
 
@@ -90,22 +105,25 @@ impl Wire {
             addr,
             connections: Rc::default(),
             cut: Rc::default(),
+            end: Rc::default(),
             deaf: Rc::default(),
         };
-        let (connections, cut, deaf) = (
+        let (connections, cut, end, deaf) = (
             wire.connections.clone(),
             wire.cut.clone(),
+            wire.end.clone(),
             wire.deaf.clone(),
         );
         task::spawn_local("wire", async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
                 connections.set(connections.get() + 1);
-                let (cut, deaf) = (cut.clone(), deaf.clone());
+                let (cut, end, deaf) = (cut.clone(), end.clone(), deaf.clone());
                 task::spawn_local("wire", async move {
                     let mut far = TcpStream::connect(to).await.unwrap();
                     tokio::select! {
                         () = carry(&mut near, &mut far, &deaf) => {}
+                        () = end.notified() => {}
                         () = cut.notified() => {
                             near.set_zero_linger().unwrap();
                             far.set_zero_linger().unwrap();
@@ -122,6 +140,11 @@ impl Wire {
     /// Resets all connections.
     pub(crate) fn cut(&self) {
         self.cut.notify_waiters();
+    }
+
+    /// Ends all connections by FIN.
+    pub(crate) fn end(&self) {
+        self.end.notify_waiters();
     }
 
     /// Lets no byte through any more, and tells nobody.

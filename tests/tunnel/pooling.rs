@@ -220,3 +220,64 @@ fn a_stream_that_is_refused_twice_fails() {
         assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("reset"));
     });
 }
+
+#[test]
+fn what_is_sent_again_waits_for_room_also_behind_the_answer() {
+    run(async {
+        let (_listener, app) = bed::listen().await;
+        let bed = Bed::with(
+            app,
+            Limits {
+                streams: 1,
+                ..Limits::default()
+            },
+        )
+        .await;
+        let (listener, via) = bed::listen().await;
+        bed.via.set(via);
+        let server = bed.trust.issue("web").await;
+        // Two tunnels, each with a stream; the second is known to have small windows.
+        let mut tunnels = Vec::new();
+        for window in [65_535, 4] {
+            let near = bed.connect().await;
+            let mut peer = peer::accept_narrow(&listener, &server, window).await;
+            let (request, mut respond) = peer.accept().await.unwrap().unwrap();
+            let send = respond.send_response(http::Response::new(()), true);
+            tunnels.push((near, peer, request, send));
+        }
+        let (_, second, ..) = &mut tunnels[1];
+        let idle = std::future::poll_fn(|cx| second.poll_closed(cx));
+        let _ = tokio::time::timeout(Duration::from_millis(100), idle).await;
+        for (near, peer, request, _) in &mut tunnels {
+            near.shutdown().await.unwrap();
+            let mut body = request.body_mut();
+            tokio::select! {
+                _ = peer.accept() => panic!("nothing more was asked for"),
+                done = peer::drain(&mut body) => assert_eq!(done.unwrap(), b""),
+            }
+            bed.outbound.next().await.unwrap();
+        }
+        let (_, mut second, ..) = tunnels.pop().unwrap();
+        let (_, mut first, ..) = tunnels.pop().unwrap();
+        let mut near = bed.connect().await;
+        near.write_all(b"sent early").await.unwrap();
+        let (_request, mut respond) = first.accept().await.unwrap().unwrap();
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+        peer::drive(first);
+        let (request, mut respond) = second.accept().await.unwrap().unwrap();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
+        peer::drive(second);
+        send.send_data(Bytes::from_static(b"hi"), false).unwrap();
+        let mut hi = [0; 2];
+        near.read_exact(&mut hi).await.unwrap();
+        near.write_all(b", and late").await.unwrap();
+        near.shutdown().await.unwrap();
+        let got = peer::drain(&mut request.into_body()).await.unwrap();
+        assert_eq!(String::from_utf8(got).unwrap(), "sent early, and late");
+        send.send_data(Bytes::new(), true).unwrap();
+        let end = bed.outbound.next().await.unwrap();
+        assert_eq!((end.sent, end.received, end.reason()), (20, 2, None));
+    });
+}

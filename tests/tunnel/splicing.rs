@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use adit::authorize;
 use adit::deliver::{self, Meter, Side};
 use adit::sys::netns::Netns;
-use adit::sys::socket::AppSocket;
+use adit::sys::socket::{AppSocket, Lane};
 use adit::task::{self, Task};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -157,7 +157,7 @@ fn a_dial_says_what_is_wrong() {
             .unwrap();
         assert_eq!(dialled.tcp().local_addr().unwrap().ip(), loopback(0).ip());
         let from = loopback(0).ip();
-        let announced = deliver::dial_announced(&permit, &netns, from, addr, Some);
+        let announced = deliver::dial_announced(&permit, &netns, from, addr, Lane::ALONE, Some);
         let (dialled, local) = announced.await.unwrap();
         assert_eq!(dialled.tcp().local_addr().unwrap(), local);
         drop(listener);

@@ -70,12 +70,17 @@ impl AppSocket {
         self.start == Start::Accepted
     }
 
-    /// Reads, whether or not the kernel has told of anything: at most as much as `into` has room
-    /// for in one piece; 0 is the FIN.
-    pub(crate) fn read_now(&mut self, into: &mut impl BufMut) -> io::Result<usize> {
+    /// Somebody has.
+    pub(crate) fn looked(&mut self) {
         if self.start == Start::Accepted {
             self.start = Start::Over;
         }
+    }
+
+    /// Reads, whether or not the kernel has told of anything: at most as much as `into` has room
+    /// for in one piece; 0 is the FIN.
+    pub(crate) fn read_now(&mut self, into: &mut impl BufMut) -> io::Result<usize> {
+        self.looked();
         // SAFETY: the kernel writes initialised bytes, and only as many as it says.
         let count = unsafe {
             let room = into.chunk_mut().as_uninit_slice_mut();

@@ -9,6 +9,7 @@
 //! The kernel never takes pacing back from a connection that once had it (`sk_pacing_status`). So
 //! every socket that could do without begins without, and is given it when its path is known.
 
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,22 @@ const INSTEAD: [&str; 2] = ["cubic", "reno"];
 const LONG: Duration = Duration::from_millis(1);
 /// The longest name, `TCP_CA_NAME_MAX` of `net/tcp.h` without its end.
 const NAME: usize = 15;
+
+/// Which ones there are, by their names.
+const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+
+/// A congestion control that the kernel does not give.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the kernel gives no congestion control {name:?}: load its module (modprobe tcp_{name}), or \
+     choose system, auto or one that is there ({there})"
+)]
+pub struct NoSuchCongestion {
+    name: Arc<str>,
+    there: String,
+    #[source]
+    cause: io::Error,
+}
 
 /// The congestion control of tunnels between nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,31 +72,53 @@ impl Congestion {
         }
     }
 
-    /// Asks the kernel whether it has what is named; it may load a module for that.
+    /// Asks the kernel whether it has what is named; it may load a module for that. What it has, it
+    /// gives to sockets of every namespace: which one users may choose without `CAP_NET_ADMIN`
+    /// (`net.ipv4.tcp_allowed_congestion_control`) does not bind us.
     ///
     /// # Errors
     ///
-    /// The name, and what the kernel said: `ENOENT` when there is none.
-    pub fn probe(&self) -> Result<(), (Arc<str>, io::Error)> {
+    /// [`NoSuchCongestion`].
+    pub fn probe(&self) -> Result<(), NoSuchCongestion> {
         let Self::Named(name) = self else {
             return Ok(());
         };
         let set =
             || Socket::new(Domain::IPV4, Type::STREAM, None)?.set_tcp_congestion(name.as_bytes());
-        set().map_err(|error| (name.clone(), error))
+        set().map_err(|cause| NoSuchCongestion {
+            name: name.clone(),
+            there: fs::read_to_string(AVAILABLE).map_or_else(
+                |_| format!("see {AVAILABLE}"),
+                |there| there.trim_end().to_owned(),
+            ),
+            cause,
+        })
     }
 
     /// Gives a tunnel's connected socket, which belongs to `netns`, what its path asks for.
     pub fn settle(&self, netns: &Netns, socket: &SockRef<'_>) {
-        let name = match self {
-            Self::Named(name) => name.as_bytes(),
-            // Nothing was replaced here, so nothing is to be put back.
-            Self::Auto | Self::System if netns.congestion().is_none_or(Known::is_kept) => return,
-            Self::Auto if round_trip(socket).is_some_and(|time| time < LONG) => return,
-            Self::Auto | Self::System => netns.congestion().map_or(&[][..], |known| &known.system),
-        };
-        // It was there when it was asked for. A tunnel with another one is still a tunnel.
-        let _ = socket.set_tcp_congestion(name);
+        let chosen = self.choose(netns.congestion(), || round_trip(socket));
+        if let Some(name) = chosen {
+            // It was there when it was asked for. A tunnel with another one is still a tunnel.
+            let _ = socket.set_tcp_congestion(name);
+        }
+    }
+
+    /// What a socket needs that has what [`unpaced`] has left it with; `None` if that is right. A
+    /// path of unknown length is taken for a long one.
+    fn choose<'a>(
+        &'a self,
+        known: Option<&'a Known>,
+        round_trip: impl FnOnce() -> Option<Duration>,
+    ) -> Option<&'a [u8]> {
+        let replaced = known.filter(|known| known.instead.is_some());
+        match self {
+            Self::Named(name) => Some(name.as_bytes()),
+            Self::System => replaced.map(|known| &*known.system),
+            Self::Auto => replaced
+                .filter(|_| round_trip().is_none_or(|time| time >= LONG))
+                .map(|known| &*known.system),
+        }
     }
 }
 
@@ -101,10 +140,6 @@ impl Known {
             system,
             instead: instead.flatten(),
         }
-    }
-
-    fn is_kept(&self) -> bool {
-        self.instead.is_none()
     }
 }
 
@@ -162,9 +197,41 @@ mod tests {
     fn only_what_the_kernel_has_can_be_named() {
         let probe = |text: &str| Congestion::parse(text).unwrap().probe();
         assert!(probe("auto").is_ok() && probe("system").is_ok() && probe("reno").is_ok());
-        let (name, error) = probe("no_such_control").unwrap_err();
-        assert_eq!(&*name, "no_such_control");
-        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        let error = probe("no_such_control").unwrap_err();
+        assert!(error.to_string().contains("\"no_such_control\""));
+        assert!(error.to_string().contains("reno"), "{error}");
+        assert_eq!(error.cause.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn only_a_long_path_is_paced_unless_asked() {
+        let paced = Known {
+            system: b"bbr".to_vec(),
+            instead: Some("cubic"),
+        };
+        let other = Known {
+            system: b"dctcp".to_vec(),
+            instead: None,
+        };
+        let check = |asked: &str, known, time: Option<u64>, expect: Option<&str>| {
+            let asked = Congestion::parse(asked).unwrap();
+            let chosen = asked.choose(known, || time.map(Duration::from_micros));
+            assert_eq!(
+                chosen,
+                expect.map(str::as_bytes),
+                "{asked:?} {known:?} {time:?}"
+            );
+        };
+        check("auto", Some(&paced), Some(80), None);
+        check("auto", Some(&paced), Some(999), None);
+        check("auto", Some(&paced), Some(1000), Some("bbr"));
+        check("auto", Some(&paced), None, Some("bbr"));
+        check("auto", Some(&other), Some(20_000), None);
+        check("auto", None, Some(20_000), None);
+        check("system", Some(&paced), Some(80), Some("bbr"));
+        check("system", Some(&other), Some(80), None);
+        check("reno", Some(&paced), Some(20_000), Some("reno"));
+        check("reno", None, Some(80), Some("reno"));
     }
 
     #[test]

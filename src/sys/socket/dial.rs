@@ -15,14 +15,15 @@ use tokio::net::TcpStream;
 
 use crate::sys::netns::Netns;
 use crate::sys::socket::app::{AppSocket, Start};
+use crate::sys::socket::lane::Lane;
 use crate::sys::socket::{congestion, connector, resetting, transparent};
 
 /// Ports that no system hands out by itself unless told so, and few servers listen on: above
 /// Linux's range (`net.ipv4.ip_local_port_range`, 32768 to 60999).
-const ABOVE: RangeInclusive<u16> = 61000..=65535;
+pub(crate) const ABOVE: RangeInclusive<u16> = 61000..=65535;
 /// The same below Linux's range and below that of RFC 6335 (49152 to 65535), which other systems
 /// use.
-const BELOW: RangeInclusive<u16> = 20480..=30719;
+pub(crate) const BELOW: RangeInclusive<u16> = 20480..=30719;
 
 /// Who is at the other end of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,7 @@ pub async fn connect_from(
         from,
         to,
         avoid_port,
+        lane: Lane::ALONE,
         reach: Reach::Application,
     };
     let (socket, ()) = way.connect(|_| Some(())).await?;
@@ -116,7 +118,7 @@ pub async fn connect_from(
 /// Connects from the pod's own address `from` to this daemon in another pod of this node. Before
 /// each try `announce` is told the address it will come from, so that whoever accepts it can know
 /// it. What `announce` returned is dropped if the try fails; `None` says that another connection
-/// is on its way from there, and another port is tried.
+/// is on its way from there, and another port is tried. The worker of `lane` will accept it.
 ///
 /// # Errors
 ///
@@ -125,6 +127,7 @@ pub async fn connect_announced<T>(
     netns: &Netns,
     from: IpAddr,
     to: SocketAddr,
+    lane: Lane,
     announce: impl FnMut(SocketAddr) -> Option<T>,
 ) -> io::Result<(AppSocket, T)> {
     let way = Way {
@@ -132,6 +135,7 @@ pub async fn connect_announced<T>(
         from,
         to,
         avoid_port: None,
+        lane,
         reach: Reach::Neighbour,
     };
     way.connect(announce).await
@@ -143,6 +147,7 @@ struct Way<'a> {
     from: IpAddr,
     to: SocketAddr,
     avoid_port: Option<u16>,
+    lane: Lane,
     reach: Reach,
 }
 
@@ -201,7 +206,7 @@ impl Way<'_> {
         // Shares the port with connections to elsewhere, and with ones that have ended.
         socket.set_reuse_address(true)?;
         for _ in 0..8 {
-            let port = next_port(range);
+            let port = next_port(range, self.lane);
             if Some(port) == self.avoid_port {
                 continue;
             }
@@ -265,32 +270,14 @@ fn preferred(avoid_port: Option<u16>) -> [RangeInclusive<u16>; 2] {
     }
 }
 
-/// The next port of `range` on this thread's way through all of them, in leaps: who met a port that
-/// somebody uses should not meet that one's neighbours next. Threads start anywhere.
-fn next_port(range: &RangeInclusive<u16>) -> u16 {
-    /// A prime, and so no divisor of the ranges' lengths: the way leads to every port.
-    const LEAP: u64 = 1999;
+/// The next port of `range` on this thread's way through all that are of `lane`. Threads start
+/// anywhere.
+fn next_port(range: &RangeInclusive<u16>, lane: Lane) -> u16 {
     thread_local! {
         static TURN: Cell<u64> = Cell::new(RandomState::new().hash_one(()) >> 32);
     }
     let turn = TURN.get();
     TURN.set(turn + 1);
     let length = u64::from(range.end() - range.start()) + 1;
-    let offset = turn * LEAP % length;
-    range.start() + u16::try_from(offset).expect("shorter than all ports")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_port_of_a_range_has_its_turn() {
-        for range in [ABOVE, BELOW] {
-            let all: std::collections::HashSet<_> =
-                range.clone().map(|_| next_port(&range)).collect();
-            assert_eq!(all.len(), range.clone().count());
-            assert!(all.iter().all(|port| range.contains(port)));
-        }
-    }
+    lane.port(*range.start(), length, turn)
 }

@@ -55,7 +55,7 @@ async fn wires() -> (Wire, Wire) {
         handshake(made, client.into()),
         handshake(taken, server(&certificate))
     );
-    let (client, server) = (both.0.unwrap().1, both.1.unwrap().1);
+    let (client, server) = (both.0.unwrap(), both.1.unwrap());
     for wire in [&client, &server] {
         assert!(wire.speaks_h2());
         let chain = wire.peer_certificates();
@@ -105,7 +105,7 @@ async fn drive(wire: &Wire, total: usize, size: usize) {
     })
     .await;
     assert_eq!((sent, got), (total, total));
-    assert_eq!(wire.0.session.borrow().records.waiting(), 0);
+    assert_eq!(wire.session.borrow().records.waiting(), 0);
     assert!(wire.received() as usize > total && wire.fault().is_none());
 }
 
@@ -126,7 +126,7 @@ async fn bytes_pass_in_both_directions_at_once() {
 async fn next(wire: &Wire) -> Result<Option<Bytes>, Fault> {
     std::future::poll_fn(|cx| {
         wire.begin_turn();
-        wire.0.session.borrow_mut().poll_next(cx)
+        wire.session.borrow_mut().poll_next(cx)
     })
     .await
 }
@@ -148,7 +148,7 @@ async fn a_socket_that_takes_nothing_holds_a_writer_back() {
             break;
         }
     }
-    let waiting = client.0.session.borrow().records.waiting();
+    let waiting = client.session.borrow().records.waiting();
     assert!((HIGH..HIGH + 70_000).contains(&waiting), "{waiting}");
     // While nothing leaves, small writes go on sharing records.
     for _ in 0..500 {
@@ -156,7 +156,7 @@ async fn a_socket_that_takes_nothing_holds_a_writer_back() {
         let _ = client.poll_flush(&mut cx);
         written += 8;
     }
-    let more = client.0.session.borrow().records.waiting() - waiting;
+    let more = client.session.borrow().records.waiting() - waiting;
     assert!(more < 4100, "{more}");
     let send = std::future::poll_fn(|cx| client.poll_close(cx));
     let take = async {
@@ -203,7 +203,7 @@ async fn a_peer_that_breaks_the_protocol_is_told() {
         tls.read_u8().await.unwrap_err()
     };
     let (told, wire) = tokio::join!(client, async {
-        let (_, wire) = handshake(taken, server(&certificate)).await.unwrap();
+        let wire = handshake(taken, server(&certificate)).await.unwrap();
         assert_eq!(next(&wire).await.unwrap().unwrap(), b"good"[..]);
         let fault = next(&wire).await.unwrap_err();
         assert!(matches!(fault, Fault::Tls(rustls::Error::DecryptError)));
@@ -235,4 +235,61 @@ async fn peers_that_do_not_trust_each_other_say_so() {
         matches!(error, Some(rustls::Error::AlertReceived(_))),
         "{error:?}"
     );
+}
+
+/// Shows none.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(
+        &self,
+        _: &[&[u8]],
+        _: &[rustls::SignatureScheme],
+    ) -> Option<std::sync::Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_certificate_gets_no_session() {
+    let certificate = certificate();
+    let (made, taken) = sockets().await;
+    let mut config = tls::client_config(&certificate, certificate.identity());
+    std::sync::Arc::make_mut(&mut config).client_auth_cert_resolver =
+        std::sync::Arc::new(NoCertificate);
+    let client = UnbufferedClientConnection::new(config, tls::server_name()).unwrap();
+    let (client, server) = tokio::join!(
+        handshake(made, client.into()),
+        handshake(taken, server(&certificate))
+    );
+    let error = server.err().unwrap();
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    assert_eq!(error, Some(&rustls::Error::NoCertificatesPresented));
+    // For the client all was done when it had spoken last.
+    let fault = next(&client.unwrap()).await.unwrap_err();
+    let alert = rustls::AlertDescription::CertificateRequired;
+    assert!(
+        matches!(&fault, Fault::Tls(rustls::Error::AlertReceived(found)) if *found == alert),
+        "{fault:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_offers_no_protocol_speaks_none() {
+    let certificate = certificate();
+    let (made, taken) = sockets().await;
+    let mut config = tls::client_config(&certificate, certificate.identity());
+    std::sync::Arc::make_mut(&mut config).alpn_protocols.clear();
+    let client = UnbufferedClientConnection::new(config, tls::server_name()).unwrap();
+    let (client, server) = tokio::join!(
+        handshake(made, client.into()),
+        handshake(taken, server(&certificate))
+    );
+    assert!(!client.unwrap().speaks_h2());
+    assert!(!server.unwrap().speaks_h2());
 }

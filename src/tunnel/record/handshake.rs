@@ -2,16 +2,26 @@
 //!
 //! rustls is given one record at a time and none behind the end of the handshake, so that what
 //! follows in the same segment is left for [`Records`].
+//!
+//! Nobody has looked at the peer yet, and rustls bounds what it is shown only where it reads for
+//! itself. So what it keeps and how often it is asked is bounded here.
 
-use rustls::CommonState;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
+use rustls::{CommonState, InvalidMessage};
 use rustls_pki_types::CertificateDer;
 
 use crate::tunnel::record::key::Secrets;
 use crate::tunnel::record::{HEAD, LONGEST, Records};
 use crate::tunnel::tls;
+
+/// Bytes that rustls may have seen and not be done with: parts of a message, with all the padding
+/// between them. Its own bound where it reads for itself.
+const KEPT: usize = 64 * 1024;
+/// Records in a whole handshake. Early data that it refused rustls keeps, and tries to open anew
+/// with each record that follows.
+const RECORDS: usize = 512;
 
 /// A session that has not begun.
 pub(crate) enum Handshake {
@@ -48,6 +58,8 @@ pub(crate) struct Negotiation {
     incoming: Vec<u8>,
     /// How much of it rustls has seen.
     shown: usize,
+    /// How many records rustls has seen.
+    records: usize,
     outgoing: Vec<u8>,
     written: usize,
 }
@@ -77,6 +89,7 @@ impl Negotiation {
             side,
             incoming: Vec::new(),
             shown: 0,
+            records: 0,
             outgoing: Vec::new(),
             written: 0,
         }
@@ -105,14 +118,14 @@ impl Negotiation {
     ///
     /// # Errors
     ///
-    /// It failed. The alert that says so is outgoing.
+    /// It failed. The alert that says so is outgoing, unless the peer only sent too much.
     pub(crate) fn advance(&mut self) -> Result<bool, rustls::Error> {
         loop {
             match self.step() {
                 Ok(Next::Again) => {}
                 Ok(Next::Bytes) if !self.side.state().is_handshaking() => return Ok(true),
                 Ok(Next::Bytes) => match record(&self.incoming[self.shown..]) {
-                    Some(length) => self.shown += length,
+                    Some(length) => self.show(length)?,
                     None => return Ok(false),
                 },
                 Err(error) => {
@@ -122,6 +135,16 @@ impl Negotiation {
                 }
             }
         }
+    }
+
+    /// Has rustls see one more record.
+    fn show(&mut self, length: usize) -> Result<(), rustls::Error> {
+        self.shown += length;
+        self.records += 1;
+        if self.shown > KEPT || self.records > RECORDS {
+            return Err(InvalidMessage::HandshakePayloadTooLarge.into());
+        }
+        Ok(())
     }
 
     /// Lets rustls do one thing with what it is shown. That never gets shorter but by what rustls

@@ -9,7 +9,6 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::io::ReadBuf;
 
 use crate::pipe::Spare;
 
@@ -108,28 +107,6 @@ impl Inbox {
         Some(piece)
     }
 
-    /// Copies as much as fits.
-    pub(crate) fn read(&mut self, into: &mut ReadBuf<'_>) {
-        while let Some((from, to)) = self.pieces.get_mut(self.taken) {
-            let buffer: &[u8] = match &self.held {
-                Held::Parts(bytes) => bytes,
-                Held::Whole(buffer) => buffer,
-                Held::Nothing => return,
-            };
-            let waiting = &buffer[*from as usize..*to as usize];
-            let count = waiting.len().min(into.remaining());
-            into.put_slice(&waiting[..count]);
-            *from += count as u32;
-            if from != to {
-                return;
-            }
-            self.taken += 1;
-            if self.taken == self.pieces.len() {
-                self.clear();
-            }
-        }
-    }
-
     fn clear(&mut self) {
         self.held = Held::Nothing;
         self.pieces = Pieces::new();
@@ -175,16 +152,5 @@ mod tests {
         assert!(pieces.iter().all(|piece| piece[..] == pieces[0][..]));
         drop(pieces);
         assert_eq!(OUT.get(), 0);
-    }
-
-    #[test]
-    fn readers_get_what_fits() {
-        let mut inbox = filled(&[(0, 3), (10, 14)]);
-        let mut space = [0; 5];
-        let mut into = ReadBuf::new(&mut space);
-        inbox.read(&mut into);
-        assert_eq!(into.filled(), [0, 1, 2, 10, 11]);
-        assert_eq!(inbox.take().unwrap(), [12, 13][..]);
-        assert!(inbox.take().is_none());
     }
 }

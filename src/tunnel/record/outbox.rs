@@ -32,7 +32,7 @@ pub(crate) struct Outbox {
     /// Plaintext in the open record, which is at the end of the last chunk.
     open: usize,
     waiting: usize,
-    /// The answer to a key update is among what waits. One is enough.
+    /// The answer to a key update waits, and no plaintext behind it. One is enough then.
     answers: bool,
     /// An alert was the last word.
     ended: bool,
@@ -71,6 +71,7 @@ impl Outbox {
         for piece in pieces {
             let mut rest = &**piece;
             while !rest.is_empty() {
+                self.answers = false;
                 let (now, later) = rest.split_at(rest.len().min(PLAINTEXT - self.open));
                 if now.len() == PLAINTEXT {
                     self.seal_from(secrets, now)?;
@@ -157,7 +158,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Answers a key update, unless such an answer waits already.
+    /// Answers a key update, unless such an answer is the last that waits already.
     pub(crate) fn answer(&mut self, secrets: &mut Secrets) -> Result<(), rustls::Error> {
         if self.answers || self.ended {
             return Ok(());

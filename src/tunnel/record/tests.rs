@@ -17,6 +17,9 @@ use rustls_pki_types::{PrivateKeyDer, ServerName};
 
 use super::*;
 
+mod adversary;
+mod handshakes;
+
 const SUITES: [SupportedCipherSuite; 3] = [
     aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
     aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -343,6 +346,30 @@ fn keys_change_when_the_peer_wants() {
         pair.send_theirs(&[&noise(10)], usize::MAX);
         pair.send_ours(&noise(10), usize::MAX);
     });
+}
+
+/// Each request is answered before what is written behind it (§4.6.3), also while the socket has
+/// always more to take.
+#[test]
+fn later_requests_are_answered_too() {
+    let mut pair = Setting::plain(SUITES[0], Side::Client).pair();
+    let mut bytes = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..2 {
+            pair.theirs.refresh_traffic_keys().unwrap();
+            let request = take(&mut pair.theirs);
+            pair.receive(&request, usize::MAX).unwrap();
+        }
+        pair.ours.write(&[IoSlice::new(b"data")]).unwrap();
+        pair.ours.seal().unwrap();
+        let sealed: Vec<u8> = pair.ours.sealed().iter().flat_map(|s| s.to_vec()).collect();
+        pair.ours.written(sealed.len() - 1);
+        bytes.extend(&sealed[..sealed.len() - 1]);
+    }
+    bytes.extend(sealed(&mut pair.ours));
+    assert_eq!(bytes.len(), 3 * (HEAD + 5 + TAIL + HEAD + 4 + TAIL));
+    let got = give(&mut pair.theirs, &bytes, usize::MAX).unwrap();
+    assert_eq!(got, b"data".repeat(3));
 }
 
 #[test]
