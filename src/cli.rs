@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
+use crate::cni;
 use crate::config::{self, MeshArgs, NodeArgs};
 use crate::identify::Settings;
 use crate::inspect::{self, Offline, Output, Page, Target};
@@ -154,6 +155,9 @@ fn output(word: String) -> Output {
 /// Why it could not be done. What is wrong with the arguments themselves is told at once, and the
 /// exit status says so.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    if let Some(environment) = config::plugin() {
+        return Ok(cni::run(&environment, io::stdin(), &mut io::stdout())?);
+    }
     match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command.run(),
         Err(error) => {

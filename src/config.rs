@@ -5,6 +5,8 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod plugin;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,6 +18,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
 use crate::telemetry::log::{Filter, Format};
+
+pub use plugin::plugin;
 
 /// The label that enrols unless others are added.
 const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");

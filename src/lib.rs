@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod config;
 
+pub mod cni;
 pub mod inspect;
 pub mod node;
 

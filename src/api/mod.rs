@@ -6,6 +6,7 @@
 mod dump;
 pub mod explain;
 mod objects;
+pub mod plugin;
 mod status;
 
 pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::identify::Settings;
 use crate::identify::addresses::{Contested, claims, same_pod};
-use crate::identify::enrolment::{Facts, decide, enrolment};
+use crate::identify::enrolment::{Facts, decide, enrolment, enrols};
 use crate::identify::identities::Identities;
 use crate::identify::services::Services;
 use crate::identify::snapshot::{Record, Snapshot};
@@ -66,6 +66,13 @@ impl Index {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::new(self.state.clone())
+    }
+
+    /// The namespaces, and whether each enrols its pods.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        self.namespaces
+            .iter()
+            .map(|(name, labels)| (name, enrols(name, labels, &self.settings)))
     }
 
     /// Takes changes in, in their order, and says which could not be. Policies are not its own:

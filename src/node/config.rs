@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::ADMIN_SOCKET;
+use crate::api::{ADMIN_SOCKET, plugin};
 use crate::mesh::TrustDomain;
 use crate::telemetry::log;
 
@@ -62,6 +62,12 @@ impl Config {
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join(ADMIN_SOCKET)
+    }
+
+    /// The unix socket of the CNI plugin.
+    #[must_use]
+    pub fn plugin_socket(&self) -> PathBuf {
+        self.run_dir.join(plugin::SOCKET)
     }
 }
 

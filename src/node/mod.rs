@@ -26,6 +26,7 @@ mod listing;
 mod live;
 mod outbound;
 mod plaintext;
+mod plugin;
 mod pod;
 mod pods;
 mod same_node;

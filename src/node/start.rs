@@ -28,6 +28,7 @@ use crate::node::config::{CaSpec, Config, Existing, Source};
 use crate::node::control::Control;
 use crate::node::enrol::Enroller;
 use crate::node::events;
+use crate::node::plugin;
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
@@ -70,6 +71,9 @@ pub enum StartError {
         #[source]
         cause: http::Error,
     },
+    /// The CNI plugin cannot be served.
+    #[error("cannot serve the CNI plugin at {0}: choose another directory with --run-dir")]
+    Plugin(PathBuf, #[source] io::Error),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("cannot start {0}")]
     System(&'static str, #[source] io::Error),
@@ -170,6 +174,9 @@ async fn run_control(
         "certificates",
         shared.certificates.clone().run(),
     ));
+    let (asked, plugin) = mpsc::unbounded_channel();
+    let socket = config.plugin_socket();
+    tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
     let signals =
         signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
     let Source::Files(paths) = &config.source;
@@ -196,7 +203,7 @@ async fn run_control(
         enroller,
         board,
     );
-    control.run(files, signals).await;
+    control.run(files, signals, plugin).await;
     for worker in &workers {
         let _ = worker.send(Command::End);
     }

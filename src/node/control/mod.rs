@@ -5,6 +5,7 @@
 //! learn of changes through the world they read and the [`Command`]s they are sent.
 
 mod capturing;
+mod plugging;
 mod showing;
 
 use std::collections::{HashMap, HashSet};
@@ -22,7 +23,9 @@ use crate::mesh::policy::PolicyName;
 use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
 use crate::node::config::Config;
+use crate::node::control::plugging::Plugged;
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
+use crate::node::plugin::{Asked, Left};
 use crate::node::pods::{Outcome, Pods, Wanted};
 use crate::node::worker::{Command, Shared};
 use crate::node::world::World;
@@ -65,8 +68,9 @@ pub(crate) struct Control {
     pods: Pods,
     held: HashMap<Arc<str>, Arc<Held>>,
     /// Pods outside the mesh that were searched for what a dead daemon left.
-    searched: HashSet<(Arc<str>, Arc<str>)>,
+    searched: HashSet<(Arc<str>, String)>,
     reports: Reports,
+    plugged: Plugged,
     checking: bool,
     /// Set once the daemon was told to end.
     ending: Option<Ending>,
@@ -79,6 +83,7 @@ pub(crate) struct Control {
 #[derive(Default)]
 struct Reports {
     read_once: bool,
+    looked_for_leftovers: bool,
     /// Addresses that two pods claim, when last told.
     contested: usize,
     sources: api::Sources,
@@ -100,6 +105,7 @@ impl Control {
     ) -> Self {
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
+        let plugged = Plugged::new(Left::new(&config.run_dir));
         Self {
             config,
             shared,
@@ -111,6 +117,7 @@ impl Control {
             held: HashMap::new(),
             searched: HashSet::new(),
             reports: Reports::default(),
+            plugged,
             checking: false,
             ending: None,
             board,
@@ -120,7 +127,12 @@ impl Control {
     }
 
     /// Runs until the daemon is told to end and has drained.
-    pub(crate) async fn run(mut self, files: Files, mut signals: mpsc::UnboundedReceiver<()>) {
+    pub(crate) async fn run(
+        mut self,
+        files: Files,
+        mut signals: mpsc::UnboundedReceiver<()>,
+        mut plugin: mpsc::UnboundedReceiver<Asked>,
+    ) {
         self.poll(files, Duration::ZERO);
         let mut tick = tokio::time::interval(TICK);
         let mut check = tokio::time::interval(CHECK);
@@ -140,6 +152,11 @@ impl Control {
                     if self.take(event).is_break() {
                         return;
                     }
+                }
+                Some(asked) = plugin.recv() => {
+                    self.asked(asked);
+                    self.act();
+                    self.show();
                 }
                 _ = tick.tick() => self.tick(),
                 _ = check.tick() => self.check(),
@@ -170,6 +187,7 @@ impl Control {
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
         }
+        self.settle();
         self.act();
         self.show();
         ControlFlow::Continue(())
@@ -210,7 +228,11 @@ impl Control {
         for rejected in self.index.apply(objects) {
             tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
         }
+        self.plugged.changed();
         self.publish();
+        if first {
+            self.say_namespaces();
+        }
     }
 
     /// Makes the world of this moment and lets everybody see it.
@@ -221,7 +243,7 @@ impl Control {
         let wanted = ours
             .iter()
             .filter(|pod| is_wanted(pod))
-            .map(wanted)
+            .map(|pod| self.plugged.place(pod))
             .collect();
         self.pods.want(wanted, now);
         self.search_leftovers(&ours);
@@ -307,6 +329,8 @@ impl Control {
             };
             task::spawn("count", count).detach();
         }
+        self.say_namespaces();
+        self.settle();
         self.act();
     }
 }
@@ -345,13 +369,4 @@ fn policy_change(change: Change) -> Option<authorize::Change> {
 /// Whether this pod of our node is to be captured.
 fn is_wanted(pod: &Workload) -> bool {
     pod.enrolled() && pod.phase != Phase::Finished
-}
-
-fn wanted(pod: &Arc<Workload>) -> Wanted {
-    Wanted {
-        uid: pod.uid.clone(),
-        name: format!("{}/{}", pod.namespace, pod.name).into(),
-        netns: pod.netns.clone(),
-        ips: pod.ips.clone(),
-    }
 }

@@ -33,6 +33,14 @@ pub struct Reason {
     pub reason: &'static str,
 }
 
+/// Label `answer`: what the CNI plugin was told of a sandbox (`enrolled`, `bypass`, `refused`,
+/// `unknown`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Plugin {
+    /// The word.
+    pub answer: &'static str,
+}
+
 /// Labels of a failed handshake.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Failure {
@@ -86,6 +94,7 @@ pub struct Daemon {
     pub enrolments: Counter,
     pub enrol_failures: Family<Reason, Counter>,
     pub capture_repairs: Counter,
+    pub sandboxes: Family<Plugin, Counter>,
     pub connections_kept: Gauge,
     pub connections_reset: Counter,
     pub certificates: Family<State, Gauge>,
@@ -143,6 +152,11 @@ impl Daemon {
                 to,
                 "capture_repairs",
                 "Times that a pod's rules or listeners were found gone and were put back",
+            ),
+            sandboxes: add(
+                to,
+                "cni_sandboxes",
+                "New sandboxes that the CNI plugin asked about, by answer",
             ),
             connections_kept: add(
                 to,
