@@ -243,7 +243,7 @@ impl Control {
         let wanted = ours
             .iter()
             .filter(|pod| is_wanted(pod))
-            .map(|pod| self.plugged.place(pod))
+            .filter_map(|pod| self.wanted(pod))
             .collect();
         self.pods.want(wanted, now);
         self.search_leftovers(&ours);
@@ -264,6 +264,17 @@ impl Control {
         self.shared.certificates.want(identities);
         self.tell(|| Command::WorldChanged);
         self.act();
+    }
+
+    /// What there is to capture of a pod: nothing before it has a sandbox or an address. One whose
+    /// address is not told any more is what it was: that is how some pods end.
+    fn wanted(&self, pod: &Workload) -> Option<Wanted> {
+        let wanted = self.plugged.place(pod);
+        if !wanted.ips.is_empty() {
+            return Some(wanted);
+        }
+        let before = self.pods.entry(&pod.uid);
+        before.map(|entry| entry.wanted().clone())
     }
 
     fn tell(&self, command: impl Fn() -> Command) {
