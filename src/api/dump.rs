@@ -179,7 +179,7 @@ pub struct Connection {
     pub worker: usize,
     /// `outbound` or `inbound`.
     pub direction: String,
-    /// `tunnel`, `same_node` or `plain`.
+    /// `tunnel`, `same_node`, `plain` or `probe`.
     pub path: String,
     /// `address:port` of the source.
     pub source: String,

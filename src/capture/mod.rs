@@ -12,6 +12,7 @@
 //! listeners are gone is cut off; never open.
 
 mod accept;
+mod attest;
 mod commit;
 mod enrol;
 mod existing;
@@ -28,6 +29,7 @@ use crate::mesh::{Family, TUNNEL_PORT};
 use crate::sys::socket::Listener;
 
 pub use accept::{ACCEPT_PAUSE, AcceptError, Accepted, Captured, Refused, accept, classify};
+pub use attest::Kubelet;
 pub use enrol::{Capture, Options, clean, enrol, leftover};
 pub use existing::{Connection, Existing, Treated};
 pub use find::{Missing, Sought, find};

@@ -20,6 +20,9 @@ use crate::task;
 /// How many pods are worked on at the same time.
 const AT_ONCE: usize = 8;
 
+/// How a sentence about a pod that was searched for in vain begins.
+pub(crate) const NOT_FOUND: &str = "its network namespace was not found";
+
 /// A captured pod's hold on the kernel.
 pub(crate) struct Held {
     /// The namespace the capture is in.

@@ -7,7 +7,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::authorize;
-use crate::capture;
+use crate::capture::{self, Kubelet};
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
@@ -129,6 +129,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         world: ArcSwap::from_pointee(world),
         certificates,
         announcements: SameNode::default(),
+        kubelet: Arc::new(Kubelet::new(Path::new("/proc"))),
         busy_poll: BusyPoll::new(busy_poll_time(config)),
         metrics,
         limits: tunnel::Limits::default(),

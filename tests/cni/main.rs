@@ -18,4 +18,7 @@ mod support;
 
 mod absent;
 mod chain;
+mod probes;
+mod processes;
 mod runtime;
+mod search;

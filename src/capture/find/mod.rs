@@ -186,14 +186,14 @@ fn look(proc: &Path, wanted: &HashMap<Uid, usize>, seen: &mut [Seen]) -> io::Res
 
 /// When a process began, in ticks since boot: field 22 of `stat`, the 20th behind the name, which
 /// may hold anything.
-fn began(process: &Path) -> Option<u64> {
+pub(in crate::capture) fn began(process: &Path) -> Option<u64> {
     let stat = fs::read_to_string(process.join("stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// The namespaces that are no pod's: the daemon's and the node's.
-fn nodes(proc: &Path) -> Vec<Netns> {
+pub(in crate::capture) fn nodes(proc: &Path) -> Vec<Netns> {
     let here = Netns::current().ok();
     here.into_iter()
         .chain(Netns::open(&proc.join("1/ns/net")))

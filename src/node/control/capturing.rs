@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::capture::WorkerListeners;
 use crate::mesh::Workload;
 use crate::node::control::{Control, Event, is_wanted};
-use crate::node::enrol::{Checked, Enrolled, Held};
+use crate::node::enrol::{Checked, Enrolled, Held, NOT_FOUND};
 use crate::node::pod::Pod;
 use crate::node::pods::{Action, Outcome, Place, Wanted};
 use crate::node::worker::Command;
@@ -98,14 +98,16 @@ impl Control {
         let now = Instant::now();
         match result {
             Err(why) => {
+                let reason = match pod.place {
+                    Place::Search if why.starts_with(NOT_FOUND) => "namespace_not_found",
+                    _ => "enrolment_failed",
+                };
                 tracing::warn!(pod = %pod.name, reason = %why, "pod not captured, will try again");
                 self.shared
                     .metrics
                     .daemon
                     .enrol_failures
-                    .get_or_create(&Reason {
-                        reason: "enrolment_failed",
-                    })
+                    .get_or_create(&Reason { reason })
                     .inc();
                 if self.held.contains_key(&pod.uid) {
                     // It drained, and cannot be resumed: what stands there is given up first, or

@@ -162,6 +162,7 @@ impl Control {
                 _ = check.tick() => self.check(),
                 _ = expire.tick() => {
                     self.expire();
+                    self.refresh_kubelet();
                     self.show();
                 }
             }
@@ -191,6 +192,15 @@ impl Control {
         self.act();
         self.show();
         ControlFlow::Continue(())
+    }
+
+    /// Looks where kubelet is, so that its probes are known.
+    fn refresh_kubelet(&self) {
+        let kubelet = self.shared.kubelet.clone();
+        let refresh = async move {
+            task::blocking("kubelet", move || kubelet.refresh()).await;
+        };
+        task::spawn("kubelet", refresh).detach();
     }
 
     /// Looks at the files again after `wait`.
