@@ -8,7 +8,7 @@ pub mod explain;
 mod objects;
 mod status;
 
-pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources};
+pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources, Watch};
 pub use objects::{Endpoint, Notice, Policy, PolicyScope, Service, ServicePort, Workload};
 pub use status::{CertificateCounts, ObjectCounts, PodCounts, Status};
 

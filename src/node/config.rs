@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::ADMIN_SOCKET;
+use crate::cluster::Access;
 use crate::mesh::TrustDomain;
 use crate::telemetry::log;
 
@@ -70,6 +71,13 @@ impl Config {
 pub enum Source {
     /// Files and directories of YAML or JSON; at least one.
     Files(Vec<PathBuf>),
+    /// A watch of the API server.
+    Kube {
+        /// Where it is, and our credentials for it.
+        access: Access,
+        /// How long a watch may be silent.
+        silence: Duration,
+    },
 }
 
 /// Who signs certificates.
@@ -131,13 +139,15 @@ impl Existing {
 }
 
 impl Source {
-    /// The paths, as text.
+    /// As the flag is written, one for each.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
-        let Self::Files(paths) = self;
-        paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect()
+        match self {
+            Self::Files(paths) => {
+                let paths = paths.iter();
+                paths.map(|path| path.display().to_string()).collect()
+            }
+            Self::Kube { .. } => vec!["kube".to_owned()],
+        }
     }
 }

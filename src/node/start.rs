@@ -24,8 +24,8 @@ use crate::capture;
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
-use crate::node::config::{CaSpec, Config, Existing, Source};
-use crate::node::control::Control;
+use crate::node::config::{CaSpec, Config, Existing};
+use crate::node::control::{Control, Feed};
 use crate::node::enrol::Enroller;
 use crate::node::events;
 use crate::node::same_node::SameNode;
@@ -33,7 +33,6 @@ use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
 use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
-use crate::source::Files;
 use crate::sys;
 use crate::task;
 use crate::telemetry::http::{self, Listener};
@@ -172,8 +171,8 @@ async fn run_control(
     ));
     let signals =
         signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
-    let Source::Files(paths) = &config.source;
-    let files = Files::new(paths.clone());
+    let feed = Feed::start(&config.source)
+        .map_err(|cause| StartError::System("the watch of the API server", cause))?;
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
     let options = capture::Options {
@@ -193,10 +192,11 @@ async fn run_control(
         workers.clone(),
         index,
         policies,
+        feed,
         enroller,
         board,
     );
-    control.run(files, signals).await;
+    control.run(signals).await;
     for worker in &workers {
         let _ = worker.send(Command::End);
     }

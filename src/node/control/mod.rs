@@ -5,7 +5,9 @@
 //! learn of changes through the world they read and the [`Command`]s they are sent.
 
 mod capturing;
+mod feed;
 mod showing;
+mod watching;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -22,15 +24,15 @@ use crate::mesh::policy::PolicyName;
 use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
 use crate::node::config::Config;
+pub(crate) use crate::node::control::feed::Feed;
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
 use crate::node::pods::{Outcome, Pods, Wanted};
 use crate::node::worker::{Command, Shared};
 use crate::node::world::World;
-use crate::source::{Change, Files, Kind, Object, Poll};
+use crate::source::kube::{Health, Update};
+use crate::source::{Change, Kind, Object};
 use crate::task;
 
-/// How often the files are looked at: a change takes effect within a second.
-const POLL: Duration = Duration::from_millis(250);
 /// How often captured pods are compared with the kernel: a loss is mended within ten seconds.
 const CHECK: Duration = Duration::from_secs(4);
 /// How often the counters of what is gone are looked for.
@@ -40,8 +42,6 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// What happened beside the loop.
 enum Event {
-    /// The files were looked at.
-    Polled(Box<Files>, Poll),
     /// An enrolment ended.
     Enrolled(Wanted, Result<Enrolled, String>),
     /// A drain began or a release ended.
@@ -61,6 +61,7 @@ pub(crate) struct Control {
     workers: Vec<mpsc::UnboundedSender<Command>>,
     index: Index,
     policies: authorize::Store,
+    feed: Feed,
     enroller: Enroller,
     pods: Pods,
     held: HashMap<Arc<str>, Arc<Held>>,
@@ -78,7 +79,10 @@ pub(crate) struct Control {
 /// What the sources said, for people.
 #[derive(Default)]
 struct Reports {
+    /// Whether everything has been read at least once; before, nothing is published.
     read_once: bool,
+    /// How the watches were when last counted.
+    health: Vec<Health>,
     /// Addresses that two pods claim, when last told.
     contested: usize,
     sources: api::Sources,
@@ -95,6 +99,7 @@ impl Control {
         workers: Vec<mpsc::UnboundedSender<Command>>,
         index: Index,
         policies: authorize::Store,
+        feed: Feed,
         enroller: Enroller,
         board: Arc<ArcSwap<Board>>,
     ) -> Self {
@@ -106,6 +111,7 @@ impl Control {
             workers,
             index,
             policies,
+            feed,
             enroller,
             pods,
             held: HashMap::new(),
@@ -120,8 +126,7 @@ impl Control {
     }
 
     /// Runs until the daemon is told to end and has drained.
-    pub(crate) async fn run(mut self, files: Files, mut signals: mpsc::UnboundedReceiver<()>) {
-        self.poll(files, Duration::ZERO);
+    pub(crate) async fn run(mut self, mut signals: mpsc::UnboundedReceiver<()>) {
         let mut tick = tokio::time::interval(TICK);
         let mut check = tokio::time::interval(CHECK);
         let mut expire = tokio::time::interval(EXPIRE);
@@ -147,17 +152,19 @@ impl Control {
                     self.expire();
                     self.show();
                 }
+                // Last, since a cluster that comes in for the first time keeps it busy.
+                // Also while the daemon ends: a policy that changes cuts what still drains.
+                Some(update) = self.feed.next() => {
+                    self.sources(update);
+                    self.act();
+                    self.show();
+                }
             }
         }
     }
 
     fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            // Also while the daemon ends: a policy that changes cuts what still drains.
-            Event::Polled(files, poll) => {
-                self.sources(poll);
-                self.poll(*files, POLL);
-            }
             Event::Drained => {
                 tracing::info!("drained");
                 return ControlFlow::Break(());
@@ -175,33 +182,18 @@ impl Control {
         ControlFlow::Continue(())
     }
 
-    /// Looks at the files again after `wait`.
-    fn poll(&self, mut files: Files, wait: Duration) {
-        let events = self.events.clone();
-        let poll = async move {
-            tokio::time::sleep(wait).await;
-            let read = task::blocking("read sources", move || {
-                let poll = files.poll();
-                (files, poll)
-            });
-            if let Some((files, poll)) = read.await {
-                let _ = events.send(Event::Polled(Box::new(files), poll));
-            }
-        };
-        task::spawn("poll", poll).detach();
-    }
-
-    /// Takes what the sources say: whole, or not at all.
-    fn sources(&mut self, poll: Poll) {
-        let first = !std::mem::replace(&mut self.reports.read_once, true);
+    /// Takes what the sources say. Nothing is published before they have been read to their end: a
+    /// pod would be served without the policies that bind it.
+    fn sources(&mut self, update: Update) {
+        let Update { poll, synced } = update;
         self.report(&poll);
+        let first = synced && !self.reports.read_once;
         if poll.changes.is_empty() && !first {
             return;
         }
         let daemon = &self.shared.metrics.daemon;
-        daemon.source_loads.inc();
         daemon.source_changes.inc_by(poll.changes.len() as u64);
-        tracing::info!(changes = poll.changes.len(), "sources read");
+        let changes = poll.changes.len();
         let (policies, objects): (Vec<_>, Vec<_>) = poll.changes.into_iter().partition(is_policy);
         for change in policies.into_iter().filter_map(policy_change) {
             self.policies.apply(change);
@@ -209,6 +201,16 @@ impl Control {
         // Given away, so that a first load does not hold everything twice.
         for rejected in self.index.apply(objects) {
             tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
+        }
+        if !synced {
+            return;
+        }
+        self.reports.read_once = true;
+        daemon.source_loads.inc();
+        match self.feed {
+            // A cluster changes all the time.
+            Feed::Kube(_) if !first => tracing::debug!(changes, "sources read"),
+            _ => tracing::info!(changes, "sources read"),
         }
         self.publish();
     }
