@@ -54,7 +54,9 @@ pub enum Error {
     #[error("--source kube is for a node: give files or directories, or ask a node")]
     OnlyFiles,
     /// Files beside the Kubernetes API.
-    #[error("--source kube stands alone: what the API server says and what files say would contradict")]
+    #[error(
+        "--source kube stands alone: what the API server says and what files say would contradict"
+    )]
     KubeAndFiles,
     /// No API server to watch.
     #[error(

@@ -19,7 +19,10 @@ const POLL: Duration = Duration::from_millis(250);
 /// The objects of the cluster, as they come.
 pub(crate) enum Feed {
     /// Files, and the task that looks at them.
-    Files(mpsc::Receiver<Update>, #[expect(dead_code, reason = "it ends when dropped")] Task),
+    Files(
+        mpsc::Receiver<Update>,
+        #[expect(dead_code, reason = "it ends when dropped")] Task,
+    ),
     /// A watch.
     Kube(Kube),
 }

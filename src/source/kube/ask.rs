@@ -212,7 +212,11 @@ pub(super) fn explain(kind: Kind, failure: &Failure, read_once: bool) -> String 
     } else {
         "pods are served only once it has been read"
     };
-    format!("{} cannot be watched: {}; {stands}", kind.as_str(), failure.chain())
+    format!(
+        "{} cannot be watched: {}; {stands}",
+        kind.as_str(),
+        failure.chain()
+    )
 }
 
 /// A query's value as it stands in a URL.

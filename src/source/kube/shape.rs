@@ -274,7 +274,10 @@ fn line_of<S: Shape>(kind: Kind, text: &str, interner: &mut Interner) -> Result<
         let version = S::version(&event.object).to_owned();
         match &*event.verb {
             "ADDED" | "MODIFIED" => {
-                return Ok(Line::Upsert(S::item(&event.object, kind, interner), version));
+                return Ok(Line::Upsert(
+                    S::item(&event.object, kind, interner),
+                    version,
+                ));
             }
             "DELETED" => return Ok(Line::Gone(S::item(&event.object, kind, interner), version)),
             _ => {}

@@ -133,9 +133,7 @@ impl Watch {
         };
         match turn {
             Err(failure) if failure.not_found() => self.not_found(&client, failure).await,
-            Ok(Next::Again)
-                if watching && self.position.is_some() && began.elapsed() < HASTY =>
-            {
+            Ok(Next::Again) if watching && self.position.is_some() && began.elapsed() < HASTY => {
                 Ok(Next::Later(HASTY))
             }
             turn => turn,
@@ -378,7 +376,9 @@ impl Watch {
         }
         let mut absent = false;
         let kind = self.asked.kind;
-        self.common.board.change(kind, |health| absent = health.absent);
+        self.common
+            .board
+            .change(kind, |health| absent = health.absent);
         if !absent {
             // A server that has just started may not know yet what it serves, and to take that for
             // an absence would be to do without policies that are there.

@@ -68,7 +68,10 @@ fn a_wrong_object_is_held_back_alone() {
 fn an_empty_list_has_a_version() {
     let text = r#"{"kind":"PodList","metadata":{"resourceVersion":"9"},"items":null}"#;
     let page = page(Kind::Pod, text, &mut Interner::default()).expect("a page");
-    assert_eq!((page.items.len(), &*page.version, page.next), (0, "9", None));
+    assert_eq!(
+        (page.items.len(), &*page.version, page.next),
+        (0, "9", None)
+    );
 }
 
 #[test]
@@ -86,7 +89,8 @@ fn bookmarks_and_errors_are_told_apart() {
             }
         }
     }
-    let status = json!({ "kind": "Status", "status": "Failure", "code": 410, "message": "too old" });
+    let status =
+        json!({ "kind": "Status", "status": "Failure", "code": 410, "message": "too old" });
     for kind in [Kind::Pod, Kind::Namespace, Kind::PeerAuthentication] {
         match read(kind, &json!({ "type": "ERROR", "object": status })) {
             Line::Error { code: 410, message } => assert_eq!(message, "too old"),
@@ -117,7 +121,10 @@ fn a_policy_is_never_lost_to_its_shape() {
     let Line::Upsert(item, _) = read(Kind::AuthorizationPolicy, &event) else {
         panic!("no object");
     };
-    assert!(matches!(item.object, Ok(Some(Object::AuthorizationPolicy(_)))));
+    assert!(matches!(
+        item.object,
+        Ok(Some(Object::AuthorizationPolicy(_)))
+    ));
 }
 
 proptest::proptest! {
