@@ -25,7 +25,7 @@ use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
 use crate::node::config::{CaSpec, Config, Existing};
-use crate::node::control::{Control, Feed};
+use crate::node::control::Control;
 use crate::node::enrol::Enroller;
 use crate::node::events;
 use crate::node::same_node::SameNode;
@@ -171,8 +171,6 @@ async fn run_control(
     ));
     let signals =
         signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
-    let feed = Feed::start(&config.source)
-        .map_err(|cause| StartError::System("the watch of the API server", cause))?;
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
     let options = capture::Options {
@@ -192,10 +190,10 @@ async fn run_control(
         workers.clone(),
         index,
         policies,
-        feed,
         enroller,
         board,
-    );
+    )
+    .map_err(|cause| StartError::System("the watch of the API server", cause))?;
     control.run(signals).await;
     for worker in &workers {
         let _ = worker.send(Command::End);

@@ -10,6 +10,7 @@ mod showing;
 mod watching;
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::mesh::policy::PolicyName;
 use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
 use crate::node::config::Config;
-pub(crate) use crate::node::control::feed::Feed;
+use crate::node::control::feed::Feed;
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
 use crate::node::pods::{Outcome, Pods, Wanted};
 use crate::node::worker::{Command, Shared};
@@ -92,26 +93,29 @@ struct Reports {
 struct Ending(#[expect(dead_code, reason = "dropping it would end the wait")] task::Task);
 
 impl Control {
-    /// A control loop over these workers; nothing runs yet.
+    /// A control loop over these workers. Only the reading of the sources begins.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a thread.
     pub(crate) fn new(
         config: Config,
         shared: Arc<Shared>,
         workers: Vec<mpsc::UnboundedSender<Command>>,
         index: Index,
         policies: authorize::Store,
-        feed: Feed,
         enroller: Enroller,
         board: Arc<ArcSwap<Board>>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
-        Self {
+        Ok(Self {
+            feed: Feed::start(&config.source)?,
             config,
             shared,
             workers,
             index,
             policies,
-            feed,
             enroller,
             pods,
             held: HashMap::new(),
@@ -122,7 +126,7 @@ impl Control {
             board,
             events,
             received,
-        }
+        })
     }
 
     /// Runs until the daemon is told to end and has drained.

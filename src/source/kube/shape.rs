@@ -167,7 +167,7 @@ impl Shape for Policies {
         }
     }
 
-    fn version<'r>(raw: &'r Value) -> &'r str {
+    fn version(raw: &Value) -> &str {
         version_of(raw)
     }
 }

@@ -37,7 +37,7 @@ use crate::source::kube::kept::Kept;
 use crate::source::kube::kinds::Asked;
 use crate::source::kube::lines::Lines;
 use crate::source::kube::pace::Pace;
-use crate::source::kube::shape::{self, Line};
+use crate::source::kube::shape::{self, Item, Line};
 use crate::source::{Change, Interner};
 
 /// Objects in one page of a list.
@@ -185,10 +185,7 @@ impl Watch {
                 let mut interner = self.common.interner.borrow_mut();
                 shape::page(self.asked.kind, text, &mut interner).map_err(Failure::Malformed)?
             };
-            let mut kept = self.kept.borrow_mut();
-            let changes = page.items.into_iter().filter_map(|item| kept.take(item));
-            self.pending.extend(changes);
-            drop(kept);
+            self.take(page.items);
             self.heard();
             if let Some(more) = page.next {
                 next = more;
@@ -415,6 +412,12 @@ impl Watch {
         Ok(Next::Later(ABSENT.mul_f64(0.75 + share / 2.0)))
     }
 
+    fn take(&mut self, items: Vec<Item>) {
+        let mut kept = self.kept.borrow_mut();
+        let changes = items.into_iter().filter_map(|item| kept.take(item));
+        self.pending.extend(changes);
+    }
+
     fn begin(&mut self) {
         self.kept.borrow_mut().begin();
         self.common.board.change(self.asked.kind, |health| {
@@ -452,21 +455,23 @@ impl Watch {
         if self.pending.is_empty() && !synced {
             return Ok(());
         }
-        let kept = self.kept.borrow();
-        let kind = self.asked.kind;
-        self.common.board.change(kind, |health| {
-            health.objects = kept.len();
-            health.synced |= synced;
-            health.set_invalid(kept.invalid());
-        });
-        drop(kept);
+        self.note(synced);
         self.common.interner.borrow_mut().sweep();
         let batch = Batch {
-            kind,
+            kind: self.asked.kind,
             changes: std::mem::take(&mut self.pending),
             synced,
         };
         self.common.out.send(batch).await
+    }
+
+    fn note(&self, synced: bool) {
+        let kept = self.kept.borrow();
+        self.common.board.change(self.asked.kind, |health| {
+            health.objects = kept.len();
+            health.synced |= synced;
+            health.set_invalid(kept.invalid());
+        });
     }
 
     /// Lets the listener look at how things are.

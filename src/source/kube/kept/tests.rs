@@ -1,3 +1,5 @@
+//! What changes a list or a watch tells.
+
 use super::*;
 use crate::source::{Interner, Namespace, Object};
 

@@ -1,3 +1,5 @@
+//! What the API's JSON is read as.
+
 use super::*;
 use serde_json::json;
 
