@@ -27,6 +27,7 @@ pub mod source;
 pub mod telemetry;
 
 pub mod api;
+pub mod cluster;
 pub mod pipe;
 pub mod task;
 

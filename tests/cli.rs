@@ -175,7 +175,12 @@ fn a_daemon_is_not_started_on_half_a_configuration() {
     let gone = ["--node", "n", "--source", "/no/such.yaml", ca[0], ca[1]];
     refused(&node(&gone), &["/no/such.yaml", "No such file"]);
     let kube = ["--node", "n", "--source", "kube", ca[0], ca[1]];
-    refused(&node(&kube), &["kube", "give files"]);
+    refused(
+        &node(&kube),
+        &["no API server", "--kubeconfig", "KUBECONFIG"],
+    );
+    let both = ["--node", "n", "--source", "kube,/tmp", ca[0], ca[1]];
+    refused(&node(&both), &["kube stands alone"]);
     let short = [
         "--node",
         "n",

@@ -9,7 +9,7 @@ mod objects;
 pub mod plugin;
 mod status;
 
-pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources};
+pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources, Watch};
 pub use objects::{Endpoint, Notice, Policy, PolicyScope, Service, ServicePort, Workload};
 pub use status::{CertificateCounts, ObjectCounts, PodCounts, Status};
 

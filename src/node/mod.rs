@@ -24,6 +24,7 @@ mod handshakes;
 mod inbound;
 mod listing;
 mod live;
+mod mark;
 mod outbound;
 mod plaintext;
 mod plugin;
@@ -35,4 +36,5 @@ mod worker;
 mod world;
 
 pub use config::Config;
+pub use plugin::uninstall;
 pub use start::{StartError, run};

@@ -138,6 +138,11 @@ impl Entry {
         self.state == State::Captured && !self.moved
     }
 
+    /// How many attempts in a row have failed.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Why the last attempt failed, until one succeeds.
     pub(crate) fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()

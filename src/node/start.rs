@@ -24,7 +24,7 @@ use crate::capture::{self, Kubelet};
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
-use crate::node::config::{CaSpec, Config, Existing, Source};
+use crate::node::config::{CaSpec, Config, Existing};
 use crate::node::control::Control;
 use crate::node::enrol::Enroller;
 use crate::node::events;
@@ -34,7 +34,6 @@ use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
 use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
-use crate::source::Files;
 use crate::sys;
 use crate::task;
 use crate::telemetry::http::{self, Listener};
@@ -175,13 +174,16 @@ async fn run_control(
         "certificates",
         shared.certificates.clone().run(),
     ));
-    let (asked, plugin) = mpsc::unbounded_channel();
+    let (asked, questions) = mpsc::unbounded_channel();
     let socket = config.plugin_socket();
     tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
+    if let Some(install) = config.install.clone() {
+        let installed = shared.metrics.daemon.plugin_installed.clone();
+        let keep = plugin::keep(config.clone(), install, installed);
+        tasks.push(task::spawn("install", keep));
+    }
     let signals =
         signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
-    let Source::Files(paths) = &config.source;
-    let files = Files::new(paths.clone());
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
     let options = capture::Options {
@@ -203,8 +205,9 @@ async fn run_control(
         policies,
         enroller,
         board,
-    );
-    control.run(files, signals, plugin).await;
+    )
+    .map_err(|cause| StartError::System("the watch of the API server", cause))?;
+    control.run(signals, questions).await;
     for worker in &workers {
         let _ = worker.send(Command::End);
     }

@@ -41,6 +41,9 @@ pub(super) struct Meta<'a> {
     pub(super) creation_timestamp: Option<Text<'a>>,
     #[serde(borrow, deserialize_with = "or_default")]
     pub(super) deletion_timestamp: Option<Text<'a>>,
+    /// For a watch, which goes on from it.
+    #[serde(borrow, deserialize_with = "or_default")]
+    pub(super) resource_version: Option<Text<'a>>,
 }
 
 /// One of `metadata.ownerReferences`.

@@ -18,6 +18,8 @@ mod support;
 
 mod absent;
 mod chain;
+mod install;
+mod marks;
 mod probes;
 mod processes;
 mod runtime;

@@ -144,6 +144,8 @@ impl Added {
 pub(crate) struct Runtime {
     node: String,
     bin: tempfile::TempDir,
+    /// Another directory of plugins.
+    installed: Option<PathBuf>,
     version: String,
     plugins: Vec<Value>,
 }
@@ -178,7 +180,32 @@ impl Runtime {
             version: "1.0.0".to_owned(),
             plugins: vec![bridge, json!({ "type": "adit", "runDir": run_dir })],
             bin,
+            installed: None,
         }
+    }
+
+    /// A runtime that finds its plugins in these directories, as daemons and people leave them.
+    pub(crate) fn installed(lab: &Lab, bin: &Path, conf: &Path) -> Self {
+        let mut runtime = Self::new(lab);
+        for plugin in ["bridge", "host-local"] {
+            let _ = std::os::unix::fs::symlink(Path::new(OTHERS).join(plugin), bin.join(plugin));
+        }
+        runtime.installed = Some(bin.to_owned());
+        let first = std::fs::read_dir(conf)
+            .expect("there is configuration")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|end| end == "conflist"))
+            .min()
+            .expect("there is a list");
+        let list = std::fs::read_to_string(first).expect("it is readable");
+        let list: Value = serde_json::from_str(&list).expect("it is JSON");
+        runtime.plugins = list["plugins"].as_array().cloned().unwrap_or_default();
+        runtime
+    }
+
+    /// Its chain but for us, as a list.
+    pub(crate) fn primary(&self) -> Value {
+        json!({ "cniVersion": self.version, "name": "pods", "plugins": [self.plugins[0]] })
     }
 
     /// Speaks another version of the specification.
@@ -249,14 +276,15 @@ impl Runtime {
             text += &format!(",\"prevResult\":{previous}}}");
         }
         let kind = plugin["type"].as_str().expect("plugins have a type");
+        let bin = self.installed.as_deref().unwrap_or(self.bin.path());
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.node))
-            .arg(self.bin.path().join(kind))
+            .arg(bin.join(kind))
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("CNI_COMMAND", verb)
-            .env("CNI_PATH", self.bin.path());
+            .env("CNI_PATH", bin);
         if let Some(sandbox) = sandbox {
             let Pod {
                 namespace,

@@ -5,10 +5,14 @@
 //! learn of changes through the world they read and the [`Command`]s they are sent.
 
 mod capturing;
+mod feed;
+mod marking;
 mod plugging;
 mod showing;
+mod watching;
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,22 +22,24 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api;
 use crate::authorize;
+use crate::cluster::Clients;
 use crate::identify::Index;
 use crate::mesh::policy::PolicyName;
 use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
-use crate::node::config::Config;
+use crate::node::config::{Config, Source};
+use crate::node::control::feed::Feed;
 use crate::node::control::plugging::Plugged;
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
+use crate::node::mark::{ApiScribe, Marks, Note, Scribe, Unwritten};
 use crate::node::plugin::{Asked, Left};
 use crate::node::pods::{Outcome, Pods, Wanted};
 use crate::node::worker::{Command, Shared};
 use crate::node::world::World;
-use crate::source::{Change, Files, Kind, Object, Poll};
+use crate::source::kube::{Health, Update};
+use crate::source::{Change, Kind, Object};
 use crate::task;
 
-/// How often the files are looked at: a change takes effect within a second.
-const POLL: Duration = Duration::from_millis(250);
 /// How often captured pods are compared with the kernel: a loss is mended within ten seconds.
 const CHECK: Duration = Duration::from_secs(4);
 /// How often the counters of what is gone are looked for.
@@ -43,14 +49,14 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// What happened beside the loop.
 enum Event {
-    /// The files were looked at.
-    Polled(Box<Files>, Poll),
     /// An enrolment ended.
     Enrolled(Wanted, Result<Enrolled, String>),
     /// A drain began or a release ended.
     Left(Arc<str>, Outcome),
     /// Captured pods were compared with the kernel.
     Checked(HashMap<Arc<str>, Checked>),
+    /// The API server was told something of a pod, or not.
+    Marked(Note, Result<(), Unwritten>),
     /// A draining pod has that many live connections.
     Live(Arc<str>, usize),
     /// The last connection has ended, or the time to drain is over.
@@ -64,6 +70,7 @@ pub(crate) struct Control {
     workers: Vec<mpsc::UnboundedSender<Command>>,
     index: Index,
     policies: authorize::Store,
+    feed: Feed,
     enroller: Enroller,
     pods: Pods,
     held: HashMap<Arc<str>, Arc<Held>>,
@@ -71,6 +78,9 @@ pub(crate) struct Control {
     searched: HashSet<(Arc<str>, String)>,
     reports: Reports,
     plugged: Plugged,
+    marks: Marks,
+    /// Who writes the marks; nobody where there is no API server.
+    scribe: Option<Arc<dyn Scribe>>,
     checking: bool,
     /// Set once the daemon was told to end.
     ending: Option<Ending>,
@@ -82,8 +92,11 @@ pub(crate) struct Control {
 /// What the sources said, for people.
 #[derive(Default)]
 struct Reports {
+    /// Whether everything has been read at least once; before, nothing is published.
     read_once: bool,
     looked_for_leftovers: bool,
+    /// How the watches were when last counted.
+    health: Vec<Health>,
     /// Addresses that two pods claim, when last told.
     contested: usize,
     sources: api::Sources,
@@ -93,7 +106,11 @@ struct Reports {
 struct Ending(#[expect(dead_code, reason = "dropping it would end the wait")] task::Task);
 
 impl Control {
-    /// A control loop over these workers; nothing runs yet.
+    /// A control loop over these workers. Only the reading of the sources begins.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a thread.
     pub(crate) fn new(
         config: Config,
         shared: Arc<Shared>,
@@ -102,11 +119,19 @@ impl Control {
         policies: authorize::Store,
         enroller: Enroller,
         board: Arc<ArcSwap<Board>>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
         let plugged = Plugged::new(Left::new(&config.run_dir));
-        Self {
+        let scribe = match &config.source {
+            Source::Files(_) => None,
+            Source::Kube { access, .. } => {
+                let clients = Clients::new(access.clone());
+                Some(Arc::new(ApiScribe::new(clients, shared.node.clone())) as Arc<dyn Scribe>)
+            }
+        };
+        Ok(Self {
+            feed: Feed::start(&config.source)?,
             config,
             shared,
             workers,
@@ -118,22 +143,22 @@ impl Control {
             searched: HashSet::new(),
             reports: Reports::default(),
             plugged,
+            marks: Marks::default(),
+            scribe,
             checking: false,
             ending: None,
             board,
             events,
             received,
-        }
+        })
     }
 
     /// Runs until the daemon is told to end and has drained.
     pub(crate) async fn run(
         mut self,
-        files: Files,
         mut signals: mpsc::UnboundedReceiver<()>,
         mut plugin: mpsc::UnboundedReceiver<Asked>,
     ) {
-        self.poll(files, Duration::ZERO);
         let mut tick = tokio::time::interval(TICK);
         let mut check = tokio::time::interval(CHECK);
         let mut expire = tokio::time::interval(EXPIRE);
@@ -163,6 +188,15 @@ impl Control {
                 _ = expire.tick() => {
                     self.expire();
                     self.refresh_kubelet();
+                    self.prune_sandboxes();
+                    self.show();
+                }
+                // Last, since a cluster that comes in for the first time keeps it busy.
+                // Also while the daemon ends: a policy that changes cuts what still drains.
+                Some(update) = self.feed.next() => {
+                    self.sources(update);
+                    self.settle();
+                    self.act();
                     self.show();
                 }
             }
@@ -171,11 +205,6 @@ impl Control {
 
     fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            // Also while the daemon ends: a policy that changes cuts what still drains.
-            Event::Polled(files, poll) => {
-                self.sources(poll);
-                self.poll(*files, POLL);
-            }
             Event::Drained => {
                 tracing::info!("drained");
                 return ControlFlow::Break(());
@@ -184,6 +213,7 @@ impl Control {
             Event::Enrolled(..) if self.ending.is_some() => {}
             Event::Enrolled(pod, result) => self.enrolled(&pod, result),
             Event::Left(uid, outcome) => self.left(&uid, outcome),
+            Event::Marked(note, written) => self.marked(&note, &written),
             Event::Checked(found) => self.checked(found),
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
@@ -203,33 +233,18 @@ impl Control {
         task::spawn("kubelet", refresh).detach();
     }
 
-    /// Looks at the files again after `wait`.
-    fn poll(&self, mut files: Files, wait: Duration) {
-        let events = self.events.clone();
-        let poll = async move {
-            tokio::time::sleep(wait).await;
-            let read = task::blocking("read sources", move || {
-                let poll = files.poll();
-                (files, poll)
-            });
-            if let Some((files, poll)) = read.await {
-                let _ = events.send(Event::Polled(Box::new(files), poll));
-            }
-        };
-        task::spawn("poll", poll).detach();
-    }
-
-    /// Takes what the sources say: whole, or not at all.
-    fn sources(&mut self, poll: Poll) {
-        let first = !std::mem::replace(&mut self.reports.read_once, true);
+    /// Takes what the sources say. Nothing is published before they have been read to their end: a
+    /// pod would be served without the policies that bind it.
+    fn sources(&mut self, update: Update) {
+        let Update { poll, synced } = update;
         self.report(&poll);
+        let first = synced && !self.reports.read_once;
         if poll.changes.is_empty() && !first {
             return;
         }
         let daemon = &self.shared.metrics.daemon;
-        daemon.source_loads.inc();
         daemon.source_changes.inc_by(poll.changes.len() as u64);
-        tracing::info!(changes = poll.changes.len(), "sources read");
+        let changes = poll.changes.len();
         let (policies, objects): (Vec<_>, Vec<_>) = poll.changes.into_iter().partition(is_policy);
         for change in policies.into_iter().filter_map(policy_change) {
             self.policies.apply(change);
@@ -237,6 +252,16 @@ impl Control {
         // Given away, so that a first load does not hold everything twice.
         for rejected in self.index.apply(objects) {
             tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
+        }
+        if !synced {
+            return;
+        }
+        self.reports.read_once = true;
+        daemon.source_loads.inc();
+        match self.feed {
+            // A cluster changes all the time.
+            Feed::Kube(_) if !first => tracing::debug!(changes, "sources read"),
+            _ => tracing::info!(changes, "sources read"),
         }
         self.plugged.changed();
         self.publish();
@@ -352,6 +377,7 @@ impl Control {
         }
         self.say_namespaces();
         self.settle();
+        self.mark();
         self.act();
     }
 }

@@ -5,7 +5,7 @@
 //! it by watches of their own. So a sandbox of an unknown pod waits a little; then its namespace
 //! decides.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,9 @@ const UNKNOWN: Duration = Duration::from_secs(3);
 /// How long it waits for the first index; below what the plugin waits for.
 const STARTING: Duration = Duration::from_secs(8);
 
+/// How often, at most, the namespaces of the mesh are gathered: that is to look at every pod.
+const BETWEEN: Duration = Duration::from_secs(1);
+
 /// What the control loop keeps for the plugin.
 pub(super) struct Plugged {
     sandboxes: Sandboxes,
@@ -34,6 +37,10 @@ pub(super) struct Plugged {
     left: Left,
     /// Whether the index has changed since [`Left`] was brought up to date.
     stale: bool,
+    /// When that was.
+    said: Option<Instant>,
+    /// Sandboxes of pods that were not in the index when last looked.
+    strange: HashSet<Attachment>,
 }
 
 /// A sandbox whose answer is due.
@@ -51,6 +58,8 @@ impl Plugged {
             enrolling: HashMap::new(),
             left,
             stale: false,
+            said: None,
+            strange: HashSet::new(),
         }
     }
 
@@ -216,6 +225,7 @@ impl Control {
 
     /// Decides about a pod of which the index knows nothing but the namespace.
     fn by_namespace(&mut self, waiting: Waiting) {
+        self.plugged.said = None;
         self.say_namespaces();
         let namespace = &waiting.known.sandbox.namespace;
         let outside = self.plugged.left.said().others.contains(namespace);
@@ -319,11 +329,34 @@ impl Control {
         }
     }
 
+    /// Forgets sandboxes whose end nobody has told: a descriptor keeps a namespace alive. Called every
+    /// ten seconds; a pod may be a little later in the index than its sandbox is here.
+    pub(super) fn prune_sandboxes(&mut self) {
+        let snapshot = self.shared.world.load().snapshot.clone();
+        let before = std::mem::take(&mut self.plugged.strange);
+        let mut strange = HashSet::new();
+        let known = |sandbox: &Sandbox| {
+            snapshot
+                .workload(&sandbox.namespace, &sandbox.name)
+                .is_some()
+        };
+        for sandbox in self.plugged.sandboxes.all().filter(|one| !known(one)) {
+            strange.insert(sandbox.attachment.clone());
+        }
+        let gone = |sandbox: &Sandbox| {
+            before.contains(&sandbox.attachment) && strange.contains(&sandbox.attachment)
+        };
+        self.plugged.sandboxes.prune(|sandbox| !gone(sandbox));
+        self.plugged.strange = strange;
+    }
+
     /// Leaves written which namespaces are of the mesh.
     pub(super) fn say_namespaces(&mut self) {
-        if !self.plugged.stale || !self.reports.read_once {
+        let lately = |at: Instant| at.elapsed() < BETWEEN;
+        if !self.plugged.stale || !self.reports.read_once || self.plugged.said.is_some_and(lately) {
             return;
         }
+        self.plugged.said = Some(Instant::now());
         match self.plugged.left.say(&self.index) {
             Ok(()) => self.plugged.stale = false,
             Err(error) => {

@@ -44,6 +44,7 @@ impl Control {
             files: self.config.source.paths(),
             problems,
             notes: std::mem::take(&mut self.reports.sources.notes),
+            watches: std::mem::take(&mut self.reports.sources.watches),
         };
         for note in &poll.notes {
             tracing::info!(note = %note, "sources hold what is not used");
@@ -71,7 +72,8 @@ impl Control {
     }
 
     /// Shows people where things stand.
-    pub(super) fn show(&self) {
+    pub(super) fn show(&mut self) {
+        self.count_watches();
         let world = self.shared.world.load();
         let pods: Vec<_> = self
             .pods
@@ -136,7 +138,7 @@ impl Control {
             waiting.push("the daemon is ending".to_owned());
         }
         if !self.reports.read_once {
-            waiting.push("the sources have not been read yet".to_owned());
+            waiting.extend(self.unread());
         }
         waiting.extend(self.pods.waiting().map(|entry| {
             let name = &entry.wanted().name;

@@ -75,6 +75,16 @@ impl Sandboxes {
         })
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Sandbox> {
+        self.0.values().map(|known| &known.sandbox)
+    }
+
+    /// Forgets all that are not left.
+    pub(crate) fn prune(&mut self, is_left: impl Fn(&Sandbox) -> bool) {
+        self.take(|known| !is_left(&known.sandbox));
+    }
+
     /// Forgets the sandbox with this namespace, which turned out to be of no more use.
     pub(crate) fn forget(&mut self, netns: &Netns) {
         self.take(|known| known.netns == *netns);

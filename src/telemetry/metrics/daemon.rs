@@ -57,6 +57,15 @@ pub struct FileName {
     pub file: String,
 }
 
+/// Labels of a failure to list or watch a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WatchError {
+    /// The kind.
+    pub kind: &'static str,
+    /// The stable word of the failure.
+    pub reason: &'static str,
+}
+
 /// Labels of a verdict that was only tried.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DryRun {
@@ -90,11 +99,17 @@ pub struct Daemon {
     pub source_problems: Family<FileName, Gauge>,
     pub source_loads: Counter,
     pub source_changes: Counter,
+    pub source_connected: Family<Kind, Gauge>,
+    pub source_synced: Family<Kind, Gauge>,
+    pub source_heard: Family<Kind, Gauge>,
+    pub source_relists: Family<Kind, Counter>,
+    pub source_errors: Family<WatchError, Counter>,
     pub pods: Family<State, Gauge>,
     pub enrolments: Counter,
     pub enrol_failures: Family<Reason, Counter>,
     pub capture_repairs: Counter,
     pub sandboxes: Family<Plugin, Counter>,
+    pub plugin_installed: Gauge,
     pub connections_kept: Gauge,
     pub connections_reset: Counter,
     pub certificates: Family<State, Gauge>,
@@ -137,6 +152,31 @@ impl Daemon {
                 "source_changes",
                 "Objects added, changed or removed by the sources",
             ),
+            source_connected: add(
+                to,
+                "source_connected",
+                "Whether the API server is watched at present, by kind",
+            ),
+            source_synced: add(
+                to,
+                "source_synced",
+                "Whether the API server's objects have been read to their end once, by kind",
+            ),
+            source_heard: add(
+                to,
+                "source_heard_timestamp_seconds",
+                "When the API server was last heard, in seconds since 1970, by kind; 0 for never",
+            ),
+            source_relists: add(
+                to,
+                "source_relists",
+                "Times that the API server's objects were listed anew after the first time, by kind",
+            ),
+            source_errors: add(
+                to,
+                "source_errors",
+                "Failures to list or watch the API server's objects, by kind and reason",
+            ),
             pods: add(
                 to,
                 "pods",
@@ -152,6 +192,11 @@ impl Daemon {
                 to,
                 "capture_repairs",
                 "Times that a pod's rules or listeners were found gone and were put back",
+            ),
+            plugin_installed: add(
+                to,
+                "cni_installed",
+                "1 while the CNI plugin is in place on the node, 0 while it is not or is not meant to be",
             ),
             sandboxes: add(
                 to,
