@@ -279,7 +279,7 @@ mod tests {
             assert_eq!(rendered["cniVersion"], "1.0.0");
         };
         check("", 6);
-        check("[]", 6);
+        check("7", 6);
         check(r#"{"name":"n"}"#, 1);
         check(r#"{"cniVersion":"0.2.0","name":"n"}"#, 1);
         check(r#"{"cniVersion":"9.0.0","name":"n"}"#, 1);

@@ -91,7 +91,8 @@ impl Enroller {
         }
     }
 
-    /// Captures a pod; one that is to be searched for must have been found.
+    /// Captures a pod; one that is to be searched for must have been found. Of a `fresh` one it is
+    /// known that nothing runs in it yet.
     ///
     /// # Errors
     ///
@@ -100,8 +101,12 @@ impl Enroller {
         &self,
         pod: Wanted,
         found: Option<Netns>,
+        fresh: bool,
     ) -> Result<Enrolled, String> {
-        let options = self.options;
+        let options = capture::Options {
+            fresh,
+            ..self.options
+        };
         self.blocking("enrol", move || {
             let netns = match (&pod.place, found) {
                 (_, Some(netns)) => netns,

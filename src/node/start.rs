@@ -189,6 +189,7 @@ async fn run_control(
     let options = capture::Options {
         workers: config.workers,
         existing: existing(&config),
+        fresh: false,
     };
     let enroller = Enroller::new(options);
     tracing::info!(

@@ -339,5 +339,19 @@ fn a_whole_node_starts_at_once() {
         "one beside {PODS}: median {:?}, longest {:?}",
         times[10], times[19]
     );
+    let lines = lab.daemon(1).lines();
+    let mut answers: Vec<_> = lines
+        .iter()
+        .filter(|line| line.is("answer", "enrolled"))
+        .filter_map(|line| {
+            line.text("duration")
+                .trim_end_matches("ms")
+                .parse::<u32>()
+                .ok()
+        })
+        .skip(PODS)
+        .collect();
+    answers.sort_unstable();
+    eprintln!("in the daemon, ms: {answers:?}");
     assert_eq!(lab.daemon(1).ready().expect("it answers").0, 200);
 }

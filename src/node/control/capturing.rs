@@ -55,10 +55,11 @@ impl Control {
     fn enrol(&self, pod: Wanted) {
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
         let held = self.held.get(&pod.uid).cloned();
+        let fresh = self.plugged.is_fresh(&pod);
         let enrol = async move {
             let result = match held {
                 Some(held) => enroller.resume(held).await,
-                None => enroller.enrol(pod.clone(), None).await,
+                None => enroller.enrol(pod.clone(), None, fresh).await,
             };
             let _ = events.send(Event::Enrolled(pod, result));
         };
@@ -83,7 +84,7 @@ impl Control {
                 let (enroller, events) = (enroller.clone(), events.clone());
                 let enrol = async move {
                     let result = match netns {
-                        Ok(netns) => enroller.enrol(pod.clone(), Some(netns)).await,
+                        Ok(netns) => enroller.enrol(pod.clone(), Some(netns), false).await,
                         Err(why) => Err(why),
                     };
                     let _ = events.send(Event::Enrolled(pod, result));

@@ -84,6 +84,15 @@ impl Plugged {
         }
     }
 
+    /// Whether the runtime waits for this pod to be captured, and so has started nothing in it.
+    pub(super) fn is_fresh(&self, pod: &Wanted) -> bool {
+        let waits = self.enrolling.get(&pod.uid);
+        let of_this = |waiting: &Waiting| {
+            !waiting.answer.is_closed() && pod.place == Place::Held(waiting.known.netns.clone())
+        };
+        waits.is_some_and(|waits| waits.iter().any(of_this))
+    }
+
     /// A namespace that was handed over is not the pod's any more.
     pub(super) fn forget(&mut self, netns: &Netns) {
         self.sandboxes.forget(netns);
@@ -150,6 +159,12 @@ impl Control {
 
     /// Decides about all sandboxes that wait for their pods: some may be known now.
     pub(super) fn settle(&mut self) {
+        // A pod that is not wanted any more is not going to be captured: decide about it anew.
+        let pods = &self.pods;
+        let lost = |uid: &Arc<str>, _: &mut Vec<Waiting>| pods.entry(uid).is_none();
+        for (_, waiting) in self.plugged.enrolling.extract_if(lost) {
+            self.plugged.unknown.extend(waiting);
+        }
         if self.plugged.unknown.is_empty() {
             return;
         }

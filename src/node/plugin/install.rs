@@ -249,7 +249,7 @@ fn names(directory: &Path) -> io::Result<BTreeSet<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries?,
     };
-    let name = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.file_name().into_string().ok()?);
+    let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
     Ok(entries.filter_map(name).collect())
 }
 
