@@ -8,11 +8,15 @@
 //!
 //! `cargo bench --bench watch`, as root; `ADIT_BIN` names another program.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the rules are for the daemon; this stands outside of it"
+)]
+
 #[path = "../tests/support/mod.rs"]
 #[allow(
     dead_code,
     unused_imports,
-    clippy::disallowed_methods,
     reason = "the harness serves several programs, and each uses its own part"
 )]
 mod support;

@@ -317,6 +317,7 @@ fn offline(
             trust_domain: mesh.trust_domain,
             cluster_domain: mesh.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
+            marking: None,
         },
         root_namespace: mesh.root_namespace,
     })

@@ -17,7 +17,7 @@ use crate::identify::identities::Identities;
 use crate::identify::services::Services;
 use crate::identify::snapshot::{Record, Snapshot};
 use crate::identify::table::pair;
-use crate::mesh::{Enrolment, Identity, IdentityError, Labels, Workload};
+use crate::mesh::{Enrolment, Identity, IdentityError, Labels, Reach, Workload};
 use crate::source::{Change, Key, Kind, Namespace, Node, Object, Pod};
 
 /// An object that could not be taken in. Its last good version stands.
@@ -197,7 +197,16 @@ impl Index {
             enrolment,
             phase: pod.phase,
             host_network: pod.host_network,
+            reach: self.reach(pod),
             netns: pod.netns.clone(),
+        }
+    }
+
+    fn reach(&self, pod: &Pod) -> Reach {
+        match &self.settings.marking {
+            Some(own) if **own != *pod.node && pod.marked => Reach::Captured,
+            Some(own) if **own != *pod.node => Reach::Uncaptured,
+            _ => Reach::AsEnrolled,
         }
     }
 

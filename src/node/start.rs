@@ -24,7 +24,7 @@ use crate::capture::{self, Kubelet};
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
-use crate::node::config::{CaSpec, Config, Existing};
+use crate::node::config::{CaSpec, Config, Existing, Source};
 use crate::node::control::Control;
 use crate::node::enrol::Enroller;
 use crate::node::events;
@@ -151,6 +151,10 @@ fn index_settings(config: &Config) -> identify::Settings {
         cluster_domain: config.cluster_domain.clone(),
         enrol_labels: config.enrol_labels.clone(),
         excluded_namespaces: config.excluded_namespaces.clone(),
+        marking: match config.source {
+            Source::Files(_) => None,
+            Source::Kube { .. } => Some(config.node.clone()),
+        },
     }
 }
 

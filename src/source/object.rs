@@ -56,6 +56,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether annotation `sidecar.istio.io/status` is there.
     pub sidecar: bool,
+    /// Whether annotation `ambient.istio.io/redirection` is `enabled`: its node has captured it.
+    pub marked: bool,
     /// Whether `metadata.deletionTimestamp` is there.
     pub terminating: bool,
     /// `metadata.creationTimestamp` as the digits `YYYYMMDDhhmmss`, which order as the times do;

@@ -95,11 +95,27 @@ fn pods_come_change_and_go() {
 #[test]
 fn a_namespaces_label_enrols_its_pods() {
     let (bed, cluster) = one_pod();
-    becomes(&bed, "enrolled", &json!(true));
+    becomes(&bed, "bypass", &Value::Null);
     cluster.apply(&bed, &namespace("shop", false));
-    becomes(&bed, "enrolled", &json!(false));
+    becomes(&bed, "bypass", &json!("not_labelled"));
     cluster.apply(&bed, &namespace("shop", true));
-    becomes(&bed, "enrolled", &json!(true));
+    becomes(&bed, "bypass", &Value::Null);
+}
+
+#[test]
+fn a_pod_of_another_node_takes_tunnels_once_its_node_says_so() {
+    let (bed, cluster) = one_pod();
+    becomes(&bed, "enrolled", &json!(false));
+    for (says, takes) in [
+        (json!("enabled"), true),
+        (json!("pending"), false),
+        (Value::Null, false),
+    ] {
+        let mut marked = pod("a", 1);
+        marked["metadata"]["annotations"] = json!({ "ambient.istio.io/redirection": says });
+        cluster.apply(&bed, &marked);
+        becomes(&bed, "enrolled", &json!(takes));
+    }
 }
 
 #[test]

@@ -39,9 +39,12 @@ pub(super) enum Failure {
         message: String,
         after: Option<Duration>,
     },
-    /// The version to go on from is gone, or is not of this server's history.
+    /// The version to go on from is gone, or the server's store was put back.
     #[error("the API server has no history from where the watch was; listing anew")]
     Gone,
+    /// The version to go on from is not there yet, or its store was put back.
+    #[error("the API server is behind where the watch was")]
+    Behind,
     #[error("the API server answers {code}: {message}")]
     Status {
         code: u16,
@@ -68,6 +71,7 @@ impl Failure {
             Self::Forbidden { .. } => "forbidden",
             Self::Throttled { .. } => "throttled",
             Self::Gone => "gone",
+            Self::Behind => "behind",
             Self::Status { .. } => "status",
             Self::Malformed(_) => "malformed",
             Self::Hasty => "hasty",
@@ -99,13 +103,12 @@ impl Failure {
 
     /// What a status that is no success means.
     pub(super) fn status(code: u16, message: String, after: Option<Duration>) -> Self {
-        // A server whose store went back in time cannot serve a version from its future.
-        let ahead = message.contains("Too large resource version");
+        let behind = message.contains("Too large resource version");
         match code {
             401 => Self::Unauthorized { message },
             403 => Self::Forbidden { message },
             410 => Self::Gone,
-            504 if ahead => Self::Gone,
+            504 if behind => Self::Behind,
             429 => Self::Throttled { message, after },
             _ => Self::Status {
                 code,

@@ -5,7 +5,8 @@
 //! 1. A list removes nothing before it is whole: what it does not name is gone only at its end.
 //! 2. An object whose version is known is not told again.
 //! 3. An invalid object leaves its last good version standing.
-//! 4. A list with an object whose name cannot be read removes nothing: it may be any of those
+//! 4. What it decides is to be told is told: [`Kept::tell`] alone takes it out.
+//! 5. A list with an object whose name cannot be read removes nothing: it may be any of those
 //!    that are missing.
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,8 @@ pub(super) struct Kept {
     unnamed: bool,
     /// Why, and the list that last named it.
     invalid: BTreeMap<Key, (String, u32)>,
+    /// What is to be told. It is kept here, so that what is known and what was told never part.
+    changes: Vec<Change>,
 }
 
 impl Kept {
@@ -46,7 +49,18 @@ impl Kept {
             round: 0,
             unnamed: false,
             invalid: BTreeMap::new(),
+            changes: Vec::new(),
         }
+    }
+
+    /// How many changes are to be told.
+    pub(super) fn pending(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// The changes that are to be told, which now are.
+    pub(super) fn tell(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 
     /// How many objects are known.
@@ -66,11 +80,11 @@ impl Kept {
         self.unnamed = false;
     }
 
-    /// An object is there; what that changes.
-    pub(super) fn take(&mut self, item: Item) -> Option<Change> {
+    /// An object is there.
+    pub(super) fn take(&mut self, item: Item) {
         let Some(key) = item.key else {
             self.unnamed = true;
-            return None;
+            return;
         };
         let name = (key.namespace.clone(), key.name.clone());
         let round = self.round;
@@ -82,12 +96,8 @@ impl Kept {
                     *seen = Seen { round, version: 0 };
                 }
                 self.invalid.insert(key, (message, round));
-                None
             }
-            Ok(None) => {
-                self.invalid.remove(&key);
-                self.known.remove(&name).map(|_| Change::Remove(key))
-            }
+            Ok(None) => self.gone(key),
             Ok(Some(object)) => {
                 let version = item.version;
                 let known = seen.is_some_and(|seen| {
@@ -96,37 +106,39 @@ impl Kept {
                     same
                 });
                 if known {
-                    return None;
+                    return;
                 }
                 self.known.insert(name, Seen { round, version });
                 self.invalid.remove(&key);
-                Some(Change::Upsert(object))
+                self.changes.push(Change::Upsert(object));
             }
         }
     }
 
-    /// An object is gone; what that changes.
-    pub(super) fn gone(&mut self, key: Key) -> Option<Change> {
+    /// An object is gone.
+    pub(super) fn gone(&mut self, key: Key) {
         self.invalid.remove(&key);
         let name = (key.namespace.clone(), key.name.clone());
-        self.known.remove(&name).map(|_| Change::Remove(key))
+        if self.known.remove(&name).is_some() {
+            self.changes.push(Change::Remove(key));
+        }
     }
 
     /// The list is whole: what it did not name is gone.
-    pub(super) fn done(&mut self) -> Vec<Change> {
+    pub(super) fn done(&mut self) {
         if self.unnamed {
-            return Vec::new();
+            return;
         }
         let (kind, round) = (self.kind, self.round);
-        let mut gone = Vec::new();
+        let gone = &mut self.changes;
         self.known.retain(|(namespace, name), seen| {
             let stays = seen.round == round;
             if !stays {
-                gone.push(Key {
+                gone.push(Change::Remove(Key {
                     kind,
                     namespace: namespace.clone(),
                     name: name.clone(),
-                });
+                }));
             }
             stays
         });
@@ -134,7 +146,6 @@ impl Kept {
             self.known.shrink_to_fit();
         }
         self.invalid.retain(|_, (_, named)| *named == round);
-        gone.into_iter().map(Change::Remove).collect()
     }
 }
 

@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 
 use crate::cluster::Clients;
 use crate::cluster::client::Generation;
+use crate::source::Interner;
 use crate::source::kube::Batch;
 use crate::source::kube::ask::{self, ANSWER, Failure, Form, encoded};
 use crate::source::kube::health::Board;
@@ -38,7 +39,6 @@ use crate::source::kube::kinds::Asked;
 use crate::source::kube::lines::Lines;
 use crate::source::kube::pace::Pace;
 use crate::source::kube::shape::{self, Item, Line};
-use crate::source::{Change, Interner};
 
 /// Objects in one page of a list.
 const PAGE: usize = 500;
@@ -50,6 +50,9 @@ const HASTY: Duration = Duration::from_secs(1);
 const ABSENT: Duration = Duration::from_secs(15);
 /// Failures in a row before people are told: one is nothing, servers restart.
 const TOLD: u32 = 2;
+/// Failures in a row after which a server that is behind is taken for one whose store was put back.
+/// A second server is behind for moments.
+const BEHIND: u32 = 5;
 
 /// What all watches share.
 #[derive(Clone)]
@@ -76,7 +79,6 @@ pub(super) struct Watch {
     streaming: bool,
     /// The client in use.
     generation: Option<Generation>,
-    pending: Vec<Change>,
 }
 
 /// How a turn ended, if not in failure.
@@ -100,7 +102,6 @@ impl Watch {
             path: 0,
             streaming: true,
             generation: None,
-            pending: Vec::new(),
         }
     }
 
@@ -108,12 +109,18 @@ impl Watch {
     pub(super) async fn run(mut self) {
         loop {
             let wait = match self.turn().await {
-                Ok(Next::Again) => continue,
+                Ok(Next::Again) => Duration::ZERO,
                 Ok(Next::Over) => return,
                 Ok(Next::Later(wait)) => wait,
                 Err(failure) => self.failed(&failure),
             };
-            tokio::time::sleep(wait).await;
+            // What came before a failure is good.
+            if self.flush(false).await.is_err() {
+                return;
+            }
+            if wait > Duration::ZERO {
+                tokio::time::sleep(wait).await;
+            }
             if self.common.out.is_closed() {
                 return;
             }
@@ -136,14 +143,22 @@ impl Watch {
             Ok(Next::Again) if watching && self.position.is_some() && began.elapsed() < HASTY => {
                 Ok(Next::Later(HASTY))
             }
+            Ok(Next::Again) => {
+                if watching && self.position.is_some() {
+                    self.pace.succeeded();
+                }
+                Ok(Next::Again)
+            }
             turn => turn,
         }
     }
 
     /// Notes a failure; how long to wait.
     fn failed(&mut self, failure: &Failure) -> Duration {
-        if matches!(failure, Failure::Gone) {
-            self.position = None;
+        match failure {
+            Failure::Gone => self.position = None,
+            Failure::Behind if self.pace.failures() >= BEHIND => self.position = None,
+            _ => {}
         }
         let renew = match failure {
             Failure::Unauthorized { .. } => true,
@@ -243,7 +258,7 @@ impl Watch {
         loop {
             // What is there already is told together.
             let frame = match body.frame().now_or_never() {
-                Some(frame) if self.pending.len() < BATCH => frame,
+                Some(frame) if self.kept.borrow().pending() < BATCH => frame,
                 ready => {
                     if self.flush(false).await.is_err() {
                         return Ok(Next::Over);
@@ -256,15 +271,9 @@ impl Watch {
             };
             let frame = match frame {
                 Some(Ok(frame)) => frame,
-                ended => {
-                    let flushed = self.flush(false).await;
-                    return match ended {
-                        _ if flushed.is_err() => Ok(Next::Over),
-                        Some(Err(error)) => Err(Failure::Broken(Box::new(error))),
-                        _ if self.position.is_none() => Err(Failure::Hasty),
-                        _ => Ok(Next::Again),
-                    };
-                }
+                Some(Err(error)) => return Err(Failure::Broken(Box::new(error))),
+                None if self.position.is_none() => return Err(Failure::Hasty),
+                None => return Ok(Next::Again),
             };
             lines.push(frame.data_ref().map_or(&[], |data| data));
             while let Some(line) = lines.next().map_err(Failure::Malformed)? {
@@ -276,13 +285,7 @@ impl Watch {
                         }
                         self.connected();
                     }
-                    Err(failure) => {
-                        // What came before it is good.
-                        return match self.flush(false).await {
-                            Ok(()) => self.unless_streaming(failure),
-                            Err(_) => Ok(Next::Over),
-                        };
-                    }
+                    Err(failure) => return self.unless_streaming(failure),
                 }
             }
         }
@@ -326,7 +329,7 @@ impl Watch {
         let mut kept = self.kept.borrow_mut();
         let (version, end) = match line {
             Line::Upsert(item, version) => {
-                self.pending.extend(kept.take(item));
+                kept.take(item);
                 (version, false)
             }
             // The server has not understood that it was asked for a list.
@@ -335,8 +338,9 @@ impl Watch {
                 return Err(Failure::status(400, message, None));
             }
             Line::Gone(item, version) => {
-                let gone = item.key.and_then(|key| kept.gone(key));
-                self.pending.extend(gone);
+                if let Some(key) = item.key {
+                    kept.gone(key);
+                }
                 (version, false)
             }
             Line::Bookmark { version, end } => (version, end),
@@ -414,8 +418,7 @@ impl Watch {
 
     fn take(&mut self, items: Vec<Item>) {
         let mut kept = self.kept.borrow_mut();
-        let changes = items.into_iter().filter_map(|item| kept.take(item));
-        self.pending.extend(changes);
+        items.into_iter().for_each(|item| kept.take(item));
     }
 
     fn begin(&mut self) {
@@ -427,8 +430,7 @@ impl Watch {
 
     /// The list is whole.
     async fn listed(&mut self) -> Next {
-        let gone = self.kept.borrow_mut().done();
-        self.pending.extend(gone);
+        self.kept.borrow_mut().done();
         match self.flush(true).await {
             Ok(()) => Next::Again,
             Err(_) => Next::Over,
@@ -451,18 +453,20 @@ impl Watch {
     }
 
     /// Tells what is pending; `synced` says that with this a list is whole.
-    async fn flush(&mut self, synced: bool) -> Result<(), mpsc::error::SendError<Batch>> {
-        if self.pending.is_empty() && !synced {
+    async fn flush(&mut self, synced: bool) -> Result<(), mpsc::error::SendError<()>> {
+        if self.kept.borrow().pending() == 0 && !synced {
             return Ok(());
         }
         self.note(synced);
         self.common.interner.borrow_mut().sweep();
-        let batch = Batch {
+        // Room first, so that what is taken out is told, whatever ends this task.
+        let room = self.common.out.reserve().await?;
+        room.send(Batch {
             kind: self.asked.kind,
-            changes: std::mem::take(&mut self.pending),
+            changes: self.kept.borrow_mut().tell(),
             synced,
-        };
-        self.common.out.send(batch).await
+        });
+        Ok(())
     }
 
     fn note(&self, synced: bool) {

@@ -36,29 +36,30 @@ fn wrong(name: &str) -> Item {
 /// and `-NAME`; the changes come back as `+NAME` and `-NAME`.
 fn check(steps: &str, expect: &str) {
     let mut kept = Kept::new(Kind::Namespace);
-    let mut told = Vec::new();
     for step in steps.split_whitespace() {
         let (what, name) = step.split_at(1);
         match what {
             "(" => kept.begin(),
-            ")" => told.extend(kept.done()),
+            ")" => kept.done(),
             "+" => {
                 let (name, version) = name.split_once('@').expect("NAME@VERSION");
-                told.extend(kept.take(item(name, version.parse().expect("a number"))));
+                kept.take(item(name, version.parse().expect("a number")));
             }
-            "!" => told.extend(kept.take(wrong(name))),
-            "~" => told.extend(kept.take(Item {
+            "!" => kept.take(wrong(name)),
+            "~" => kept.take(Item {
                 object: Ok(None),
                 ..item(name, 9)
-            })),
-            "?" => told.extend(kept.take(Item {
+            }),
+            "?" => kept.take(Item {
                 key: None,
                 ..wrong("x")
-            })),
-            "-" => told.extend(kept.gone(key(name))),
+            }),
+            "-" => kept.gone(key(name)),
             other => panic!("{other}"),
         }
     }
+    let told = kept.tell();
+    assert_eq!(kept.pending(), 0);
     let words: Vec<String> = told
         .iter()
         .map(|change| match change {
