@@ -76,6 +76,26 @@ fn help_and_version_are_answers() {
 }
 
 #[test]
+fn a_runtime_finds_a_plugin_whatever_the_arguments() {
+    for arguments in [&[][..], &["cni"], &["node"]] {
+        let version = said(
+            Command::new(env!("CARGO_BIN_EXE_adit"))
+                .env_clear()
+                .env("CNI_COMMAND", "VERSION")
+                .args(arguments),
+        );
+        assert_eq!(version.status, Some(0), "{}", version.err);
+        assert!(version.out.contains("supportedVersions"), "{}", version.out);
+    }
+    refused(&["cni"], &["uninstall"]);
+    refused(&["cni", "uninstall"], &["--cni-bin-dir", "--cni-conf-dir"]);
+    refused(
+        &["node", "--cni-bin-dir", "/opt/cni/bin"],
+        &["--cni-conf-dir"],
+    );
+}
+
+#[test]
 fn every_flag_of_the_node_is_told_with_its_twin_and_default() {
     let help = adit(&["node", "--help"]).out;
     for (flag, twin, default) in [

@@ -206,6 +206,7 @@ impl Index {
         match &self.settings.marking {
             Some(own) if **own != *pod.node && pod.marked => Reach::Captured,
             Some(own) if **own != *pod.node => Reach::Uncaptured,
+            Some(_) if pod.marked => Reach::Marked,
             _ => Reach::AsEnrolled,
         }
     }

@@ -67,7 +67,7 @@ impl Workload {
     #[must_use]
     pub fn tunnelled(&self) -> bool {
         match self.reach {
-            Reach::AsEnrolled => self.enrolled(),
+            Reach::AsEnrolled | Reach::Marked => self.enrolled(),
             Reach::Captured => true,
             Reach::Uncaptured => false,
         }
@@ -118,6 +118,8 @@ pub enum Reach {
     /// Its [`Enrolment`]: it is ours to capture, or nobody says more.
     #[default]
     AsEnrolled,
+    /// The same: it is ours, and others are told that it is captured, rightly or not.
+    Marked,
     /// Its own node says that it has captured it.
     Captured,
     /// Its own node does not say so: nobody takes tunnels there.

@@ -127,6 +127,22 @@ impl Marks {
             .map(str::to_owned);
     }
 
+    /// A pod of our node that is not to be captured has a mark, of a daemon before us.
+    pub(crate) fn stale(&mut self, uid: &Arc<str>, name: &Arc<str>, now: Instant) {
+        if !self.pods.contains_key(uid) {
+            self.see(uid, name, false, None, now);
+        }
+        if let Some(marked) = self
+            .pods
+            .get_mut(uid)
+            .filter(|m| !m.busy && m.said.is_none())
+        {
+            marked.said = Some(true);
+            marked.leaving = true;
+            marked.due = now;
+        }
+    }
+
     /// Only these pods are left; others lose their marks.
     pub(crate) fn keep_only(&mut self, is_left: impl Fn(&str) -> bool, now: Instant) {
         for (uid, marked) in &mut self.pods {
@@ -342,6 +358,24 @@ mod tests {
         see(&mut marks, "a", false, None, t);
         let notes = marks.due(t + SETTLING);
         assert_eq!(all(&notes), [("a", What::Captured(false))]);
+    }
+
+    #[test]
+    fn a_mark_on_a_pod_that_left_the_mesh_meanwhile_is_taken_away_once() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        let (uid, name) = (Arc::from("a"), Arc::from("ns/a"));
+        marks.stale(&uid, &name, t);
+        marks.keep_only(|_| false, t);
+        let notes = marks.due(t);
+        assert_eq!(all(&notes), [("a", What::Captured(false))]);
+        // The index says it still, for a moment.
+        marks.stale(&uid, &name, t);
+        marks.keep_only(|_| false, t);
+        assert!(marks.due(t).is_empty());
+        marks.done(&notes[0], &Ok(()), t);
+        marks.keep_only(|_| false, t);
+        assert!(marks.pods.is_empty());
     }
 
     #[test]

@@ -58,6 +58,11 @@ fn a_pod_is_marked_while_it_is_captured() {
     let mut before = stale.object(&["10.2.1.77".parse().expect("an address")]);
     before["metadata"]["annotations"] = json!({ MARK: "enabled" });
     server.put(before);
+    // Another left the mesh while no daemon ran.
+    server.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "plain" } }));
+    let mut left = Pod::new("plain", "left").object(&["10.2.1.78".parse().expect("an address")]);
+    left["metadata"]["annotations"] = json!({ MARK: "enabled" });
+    server.put(left);
     let kubeconfig = lab.dir().join("kubeconfig");
     std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
     let kubeconfig = kubeconfig.to_string_lossy().into_owned();
@@ -65,6 +70,11 @@ fn a_pod_is_marked_while_it_is_captured() {
     let daemon = launch.args(&["--kubeconfig", &kubeconfig]).spawn();
     lab.install(1, daemon);
     becomes(&server, "stale", &Value::Null);
+    let left = || server.object("v1", "Pod", "plain", "left");
+    within(SOON, "the mark is gone", || match left() {
+        Some(pod) if pod["metadata"]["annotations"][MARK].is_null() => Ok(()),
+        other => Err(other),
+    });
     let runtime = Runtime::new(&lab);
     let sandbox = Sandbox::new(&pod);
     let added = within(SOON, "the pod starts", || runtime.add(&sandbox));

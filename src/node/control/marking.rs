@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::mesh::Reach;
 use crate::node::control::{Control, Event};
 use crate::node::mark::{self, Note, Unwritten};
 use crate::node::pods::State;
@@ -29,6 +30,13 @@ impl Control {
                 .filter(|_| !captured && entry.failures() >= TELL);
             let marks = &mut self.marks;
             marks.see(&wanted.uid, &wanted.name, captured, why_not, now);
+        }
+        let snapshot = self.shared.world.load().snapshot.clone();
+        for pod in snapshot.on_node(&self.shared.node) {
+            if pod.reach == Reach::Marked && self.pods.entry(&pod.uid).is_none() {
+                let name = format!("{}/{}", pod.namespace, pod.name).into();
+                self.marks.stale(&pod.uid, &name, now);
+            }
         }
         let pods = &self.pods;
         self.marks.keep_only(|uid| pods.entry(uid).is_some(), now);

@@ -59,6 +59,8 @@ enum Event {
     Marked(Note, Result<(), Unwritten>),
     /// A draining pod has that many live connections.
     Live(Arc<str>, usize),
+    /// Whether kubelet is known.
+    Kubelet(bool),
     /// The last connection has ended, or the time to drain is over.
     Drained,
 }
@@ -95,6 +97,8 @@ struct Reports {
     /// Whether everything has been read at least once; before, nothing is published.
     read_once: bool,
     looked_for_leftovers: bool,
+    /// Whether kubelet was known when last told.
+    kubelet: Option<bool>,
     /// How the watches were when last counted.
     health: Vec<Health>,
     /// Addresses that two pods claim, when last told.
@@ -213,6 +217,7 @@ impl Control {
             Event::Enrolled(..) if self.ending.is_some() => {}
             Event::Enrolled(pod, result) => self.enrolled(&pod, result),
             Event::Left(uid, outcome) => self.left(&uid, outcome),
+            Event::Kubelet(known) => self.report_kubelet(known),
             Event::Marked(note, written) => self.marked(&note, &written),
             Event::Checked(found) => self.checked(found),
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
@@ -226,9 +231,10 @@ impl Control {
 
     /// Looks where kubelet is, so that its probes are known.
     fn refresh_kubelet(&self) {
-        let kubelet = self.shared.kubelet.clone();
+        let (kubelet, events) = (self.shared.kubelet.clone(), self.events.clone());
         let refresh = async move {
-            task::blocking("kubelet", move || kubelet.refresh()).await;
+            let known = task::blocking("kubelet", move || kubelet.refresh()).await;
+            let _ = events.send(Event::Kubelet(known.flatten().is_some()));
         };
         task::spawn("kubelet", refresh).detach();
     }

@@ -52,6 +52,22 @@ impl Control {
         }
     }
 
+    /// Tells whether kubelet is known, when that changes.
+    pub(super) fn report_kubelet(&mut self, known: bool) {
+        self.shared.metrics.daemon.kubelet_known.set(known.into());
+        if self.reports.kubelet.replace(known) == Some(known) {
+            return;
+        }
+        if known {
+            tracing::info!("kubelet found: its probes pass whatever policy says");
+        } else {
+            tracing::warn!(
+                "kubelet not found: its probes are judged as any plain connection; the daemon must \
+                 see the node's processes (hostPID)",
+            );
+        }
+    }
+
     /// Tells once which pods claim an address that is another's.
     pub(super) fn report_contested(&mut self, snapshot: &Snapshot) {
         let count = snapshot.counts().contested_addresses;

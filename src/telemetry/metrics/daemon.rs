@@ -110,6 +110,7 @@ pub struct Daemon {
     pub capture_repairs: Counter,
     pub sandboxes: Family<Plugin, Counter>,
     pub plugin_installed: Gauge,
+    pub kubelet_known: Gauge,
     pub connections_kept: Gauge,
     pub connections_reset: Counter,
     pub certificates: Family<State, Gauge>,
@@ -192,6 +193,11 @@ impl Daemon {
                 to,
                 "capture_repairs",
                 "Times that a pod's rules or listeners were found gone and were put back",
+            ),
+            kubelet_known: add(
+                to,
+                "kubelet_known",
+                "1 while this node's kubelet is known, so that its probes pass whatever policy says",
             ),
             plugin_installed: add(
                 to,
