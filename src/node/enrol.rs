@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
@@ -19,6 +20,9 @@ use crate::task;
 
 /// How many pods are worked on at the same time.
 const AT_ONCE: usize = 8;
+
+/// How long a new sandbox may be without its loopback.
+const LOOPBACK: Duration = Duration::from_secs(3);
 
 /// How a sentence about a pod that was searched for in vain begins.
 pub(crate) const NOT_FOUND: &str = "its network namespace was not found";
@@ -114,8 +118,8 @@ impl Enroller {
                 (Place::Path(path), None) => open(path)?,
                 (Place::Search, None) => return Err("it was not searched for".to_owned()),
             };
-            let mut capture = capture::enrol(&netns, &pod.ips, &options)
-                .map_err(|error| Chain(&error).to_string())?;
+            let mut capture =
+                enrol(&netns, &pod, &options).map_err(|error| Chain(&error).to_string())?;
             let listeners = capture.take_listeners();
             Ok(Enrolled {
                 held: Held::new(netns, capture),
@@ -224,6 +228,24 @@ impl Enroller {
         task::blocking(name, work)
             .await
             .unwrap_or_else(|| Err(format!("{name} panicked: see the log")))
+    }
+}
+
+/// As [`capture::enrol`]. A runtime may make a new sandbox's loopback at the same time as it
+/// executes the chain that we are the end of; it is waited for.
+fn enrol(
+    netns: &Netns,
+    pod: &Wanted,
+    options: &capture::Options,
+) -> Result<Capture, capture::Error> {
+    let until = Instant::now() + LOOPBACK;
+    loop {
+        match capture::enrol(netns, &pod.ips, options) {
+            Err(capture::Error::NoLoopback) if options.fresh && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
     }
 }
 

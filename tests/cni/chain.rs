@@ -173,6 +173,29 @@ fn a_sandbox_that_goes_is_given_up_and_its_successor_is_captured() {
 }
 
 #[test]
+fn a_loopback_that_the_runtime_makes_meanwhile_is_waited_for() {
+    let mut lab = lab();
+    let pod = Pod::new("mesh", "a");
+    lab.cluster.put(pod.object(&[]));
+    lab.start_with(|launch| launch);
+    let runtime = Runtime::new(&lab);
+    let sandbox = Sandbox::new(&pod);
+    // As it is in a namespace that was just made.
+    sandbox
+        .netns
+        .ip("addr del 127.0.0.1/8 dev lo\nlink set lo down\n");
+    thread::scope(|scope| {
+        let added = scope.spawn(|| runtime.add(&sandbox));
+        thread::sleep(Duration::from_millis(700));
+        assert!(!added.is_finished());
+        sandbox.netns.ip("link set lo up\n");
+        let done = added.join().expect("it ends");
+        done.expect("the chain succeeds");
+    });
+    assert!(sandbox.is_captured());
+}
+
+#[test]
 fn garbage_is_collected() {
     let mut lab = lab();
     let (kept, lost) = (Pod::new("mesh", "kept"), Pod::new("mesh", "lost"));
