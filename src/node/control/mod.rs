@@ -41,7 +41,7 @@ use crate::source::{Change, Kind, Object};
 use crate::task;
 
 /// How often captured pods are compared with the kernel: a loss is mended within ten seconds.
-const CHECK: Duration = Duration::from_secs(4);
+const CHECK: Duration = Duration::from_secs(6);
 /// How often the counters of what is gone are looked for.
 const EXPIRE: Duration = Duration::from_secs(10);
 /// How often waiting steps (retries, drains) are looked at.
