@@ -132,13 +132,12 @@ fn admit(
     let answer = ask::ask(run_dir, &verb(sandbox), Some(netns.as_fd()), until);
     let away = match answer {
         Ok(Answer::Enrolled | Answer::Bypass { .. } | Answer::Done) => return Ok(()),
+        // Whatever is wrong, its own pods may be what mends it.
+        _ if configuration.is_own(&namespace) => return Ok(()),
         Ok(Answer::Refused { reason }) => return Err(Fault::refused(&reason)),
         Ok(Answer::Unknown { reason }) => Unreachable::Unsure(reason),
         Err(away) => away,
     };
-    if configuration.is_own(&namespace) {
-        return Ok(());
-    }
     absent::decide(absent::read(run_dir), &namespace)
         .map_err(|waits| Fault::unreachable(&away, &waits))
 }
