@@ -201,6 +201,11 @@ fn a_daemon_is_not_started_on_half_a_configuration() {
     );
     let both = ["--node", "n", "--source", "kube,/tmp", ca[0], ca[1]];
     refused(&node(&both), &["kube stands alone"]);
+    let hasty = [&kube[..], &["--watch-silence", "500ms"]].concat();
+    refused(&node(&hasty), &["--watch-silence", "1s or more"]);
+    let gone = [&kube[..], &["--kubeconfig", "/no/such"]].concat();
+    refused(&node(&gone), &["kubeconfig", "/no/such", "No such file"]);
+    refused(&["check", "--source", "kube"], &["kube is for a node"]);
     let short = [
         "--node",
         "n",

@@ -147,7 +147,8 @@ impl Cluster {
         }
     }
 
-    fn ask(
+    /// Status and body of one answer.
+    pub(crate) fn ask(
         &self,
         bed: &Bed,
         method: Method,

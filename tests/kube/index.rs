@@ -93,6 +93,27 @@ fn pods_come_change_and_go() {
 }
 
 #[test]
+fn what_nobody_reads_changes_nothing() {
+    let (bed, cluster) = one_pod();
+    let changes = || bed.daemon().metric("adit_source_changes_total", &[]);
+    let before = changes();
+    for turn in 0..5 {
+        let mut changed = pod("a", 1);
+        changed["metadata"]["annotations"] = json!({ "example.com/turn": turn.to_string() });
+        cluster.apply(&bed, &changed);
+    }
+    // What comes last shows that all of it has come.
+    cluster.apply(&bed, &pod("b", 2));
+    bed.sees(SOON, &["a", "b"]);
+    // A pod is created without its status, and then gets it.
+    assert!(
+        (1.0..=2.0).contains(&(changes() - before)),
+        "{}",
+        changes() - before
+    );
+}
+
+#[test]
 fn a_namespaces_label_enrols_its_pods() {
     let (bed, cluster) = one_pod();
     becomes(&bed, "bypass", &Value::Null);

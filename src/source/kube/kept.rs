@@ -3,17 +3,19 @@
 //! Rules:
 //!
 //! 1. A list removes nothing before it is whole: what it does not name is gone only at its end.
-//! 2. An object whose version is known is not told again.
+//! 2. An object that is what it was is not told again: most of what changes about a pod is nothing
+//!    that is read. It is known by a hash, with a key that nobody outside knows.
 //! 3. An invalid object leaves its last good version standing.
 //! 4. What it decides is to be told is told: [`Kept::tell`] alone takes it out.
 //! 5. A list with an object whose name cannot be read removes nothing: it may be any of those
 //!    that are missing.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::source::kube::shape::Item;
-use crate::source::{Change, Key, Kind};
+use crate::source::{Change, Key, Kind, Object};
 
 /// Namespace and name.
 type Name = (Arc<str>, Arc<str>);
@@ -22,8 +24,8 @@ type Name = (Arc<str>, Arc<str>);
 struct Seen {
     /// The last list that named it, or that was under way or over when a watch did.
     round: u32,
-    /// The version that was told last; 0 where that is not known.
-    version: u64,
+    /// The hash of what was told last; none where that does not stand as it is.
+    print: Option<u64>,
 }
 
 /// The objects of one kind that were told.
@@ -38,6 +40,7 @@ pub(super) struct Kept {
     invalid: BTreeMap<Key, (String, u32)>,
     /// What is to be told. It is kept here, so that what is known and what was told never part.
     changes: Vec<Change>,
+    hasher: RandomState,
 }
 
 impl Kept {
@@ -50,6 +53,7 @@ impl Kept {
             unnamed: false,
             invalid: BTreeMap::new(),
             changes: Vec::new(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -93,23 +97,18 @@ impl Kept {
             Err(message) => {
                 // It stands, as it was; and once it is right again it is told.
                 if let Some(seen) = seen {
-                    *seen = Seen { round, version: 0 };
+                    *seen = Seen { round, print: None };
                 }
                 self.invalid.insert(key, (message, round));
             }
             Ok(None) => self.gone(key),
             Ok(Some(object)) => {
-                let version = item.version;
-                let known = seen.is_some_and(|seen| {
-                    let same = seen.version == version && version != 0;
-                    *seen = Seen { round, version };
-                    same
-                });
-                if known {
+                let print = print(&self.hasher, &object, item.version);
+                self.invalid.remove(&key);
+                let before = self.known.insert(name, Seen { round, print });
+                if before.is_some_and(|before| before.print == print) {
                     return;
                 }
-                self.known.insert(name, Seen { round, version });
-                self.invalid.remove(&key);
                 self.changes.push(Change::Upsert(object));
             }
         }
@@ -147,6 +146,19 @@ impl Kept {
         }
         self.invalid.retain(|_, (_, named)| *named == round);
     }
+}
+
+/// What tells an object from its other versions. Of a policy its version does: there are few, and all
+/// that is in one is read.
+fn print(hasher: &RandomState, object: &Object, version: u64) -> Option<u64> {
+    Some(match object {
+        Object::Namespace(namespace) => hasher.hash_one(namespace),
+        Object::Node(node) => hasher.hash_one(node),
+        Object::Pod(pod) => hasher.hash_one(pod),
+        Object::Service(service) => hasher.hash_one(service),
+        Object::EndpointSlice(slice) => hasher.hash_one(slice),
+        Object::AuthorizationPolicy(_) | Object::PeerAuthentication(_) => hasher.hash_one(version),
+    })
 }
 
 #[cfg(test)]
