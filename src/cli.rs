@@ -9,9 +9,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
+use crate::cni;
 use crate::config::{self, MeshArgs, NodeArgs};
 use crate::identify::Settings;
 use crate::inspect::{self, Offline, Output, Page, Target};
@@ -38,6 +40,11 @@ struct Cli {
 enum Command {
     /// Run the daemon of this node
     Node(Box<NodeArgs>),
+    /// Run as CNI plugin, as container runtimes do with CNI_COMMAND set; or remove it from a node
+    Cni {
+        #[command(subcommand)]
+        command: CniCommand,
+    },
     /// Show a node on one screen
     Status(Ask),
     /// List the pods that a node knows, of the whole cluster
@@ -58,6 +65,34 @@ enum Command {
     Check(Check),
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum CniCommand {
+    /// Remove the CNI plugin from this node: from the runtime's chain, then the binary
+    Uninstall {
+        /// Directory of the node's CNI plugins
+        #[arg(
+            long,
+            env = "ADIT_CNI_BIN_DIR",
+            value_name = "DIR",
+            hide_env_values = true
+        )]
+        cni_bin_dir: PathBuf,
+
+        /// Directory of the node's CNI configuration
+        #[arg(
+            long,
+            env = "ADIT_CNI_CONF_DIR",
+            value_name = "DIR",
+            hide_env_values = true
+        )]
+        cni_conf_dir: PathBuf,
+
+        /// Leave the binary: CRI-O executes it once more for each pod that was made with it
+        #[arg(long)]
+        keep_binary: bool,
+    },
 }
 
 /// How to reach a node, and how to print.
@@ -154,6 +189,9 @@ fn output(word: String) -> Output {
 /// Why it could not be done. What is wrong with the arguments themselves is told at once, and the
 /// exit status says so.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    if let Some(environment) = config::plugin() {
+        return Ok(cni::run(&environment, io::stdin(), &mut io::stdout())?);
+    }
     match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command.run(),
         Err(error) => {
@@ -168,6 +206,7 @@ impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
         let page = match self {
             Self::Node(args) => return run_node(*args),
+            Self::Cni { command } => return command.run(),
             Self::Explain(args) => return args.run(),
             Self::Check(args) => return args.run(),
             Self::Version => {
@@ -185,6 +224,25 @@ impl Command {
         let (page, AskNamespace { ask, namespace }) = page;
         let (node, output) = (ask.target(), ask.output);
         printed(|to| inspect::show(page, namespace.as_deref(), &node, output, to))
+    }
+}
+
+impl CniCommand {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let Self::Uninstall {
+            cni_bin_dir,
+            cni_conf_dir,
+            keep_binary,
+        } = self;
+        let removed = node::uninstall(&cni_bin_dir, &cni_conf_dir, keep_binary);
+        let removed = removed.with_context(|| {
+            let (bin, conf) = (cni_bin_dir.display(), cni_conf_dir.display());
+            format!("cannot remove the CNI plugin from {bin} and {conf}: run as root on the node")
+        })?;
+        for path in removed {
+            writeln!(io::stdout(), "removed {}", path.display())?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -259,6 +317,7 @@ fn offline(
             trust_domain: mesh.trust_domain,
             cluster_domain: mesh.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
+            marking: None,
         },
         root_namespace: mesh.root_namespace,
     })

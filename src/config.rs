@@ -5,6 +5,8 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod plugin;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,10 +15,13 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use crate::cluster::Access;
 use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
 use crate::sys::socket::Congestion;
 use crate::telemetry::log::{Filter, Format};
+
+pub use plugin::{InstallArgs, plugin};
 
 /// The label that enrols unless others are added.
 const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
@@ -24,6 +29,10 @@ const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
 const WORKERS: usize = 8;
 /// The shortest certificate that can be renewed in time.
 const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(10);
+/// The source that is the API server.
+const KUBE: &str = "kube";
+/// A watch that may not even be silent for this long is never open.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 
 /// Why flags that are each well-formed do not make a daemon.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +44,7 @@ pub enum Error {
     #[error("no node name: give --node NAME, or set NODE_NAME (in a pod: from spec.nodeName)")]
     NoNode,
     /// Nothing to read objects from.
-    #[error("no source: give --source FILE or --source DIR, once or more often")]
+    #[error("no source: give --source FILE or --source DIR, once or more often, or --source kube")]
     NoSource,
     /// A source is not there or not readable.
     #[error("cannot read --source {path:?}")]
@@ -46,9 +55,31 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
-    /// The watch of the Kubernetes API.
-    #[error("--source kube comes with the Kubernetes watch: give files or directories")]
-    Kube,
+    /// The Kubernetes API where only files will do.
+    #[error("--source kube is for a node: give files or directories, or ask a node")]
+    OnlyFiles,
+    /// Files beside the Kubernetes API.
+    #[error(
+        "--source kube stands alone: what the API server says and what files say would contradict"
+    )]
+    KubeAndFiles,
+    /// No API server to watch.
+    #[error(
+        "--source kube: no API server: run in a pod, give --kubeconfig FILE, or set KUBECONFIG"
+    )]
+    NoApiServer,
+    /// A kubeconfig is not there or not readable.
+    #[error("cannot read kubeconfig {path:?}: give another with --kubeconfig")]
+    Kubeconfig {
+        /// What was given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Healthy watches would be taken for dead.
+    #[error("--watch-silence {0:?} is too short: give 1s or more; the default suits API servers")]
+    WatchSilence(Duration),
     /// Nobody to sign certificates.
     #[error("no certificate authority: give --ca dir:PATH (the first daemon makes it)")]
     NoCa,
@@ -64,15 +95,37 @@ pub struct NodeArgs {
     #[arg(long, env = "ADIT_NODE", value_name = "NAME", hide_env_values = true)]
     pub node: Option<String>,
 
-    /// File or directory of Kubernetes objects, YAML or JSON; may be repeated
+    /// File or directory of Kubernetes objects, YAML or JSON, may be repeated; or kube, to watch
+    /// the API server
     #[arg(
         long,
         env = "ADIT_SOURCE",
-        value_name = "FILE|DIR",
+        value_name = "FILE|DIR|kube",
         value_delimiter = ',',
         hide_env_values = true
     )]
     pub source: Vec<PathBuf>,
+
+    /// How the API server is reached [default: KUBECONFIG, else the pod's service account]
+    #[arg(
+        long,
+        env = "ADIT_KUBECONFIG",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// How long a watch of the API server may be silent before it is opened anew. A server says
+    /// something every 75 seconds at least
+    #[arg(
+        long,
+        env = "ADIT_WATCH_SILENCE",
+        value_name = "DURATION",
+        default_value = "90s",
+        value_parser = duration,
+        hide_env_values = true
+    )]
+    pub watch_silence: Duration,
 
     /// Certificate authority: a directory that all nodes share, made by the first that needs it
     #[arg(
@@ -142,6 +195,10 @@ pub struct NodeArgs {
         hide_env_values = true
     )]
     pub busy_poll: Duration,
+
+    /// Where the CNI plugin is installed.
+    #[command(flatten)]
+    pub install: InstallArgs,
 
     /// Directory of the daemon's sockets
     #[arg(
@@ -333,9 +390,10 @@ impl NodeArgs {
         }
         Ok(Config {
             node: node.ok_or(Error::NoNode)?,
-            source: Source::Files(sources(self.source)?),
+            source: source(self.source, self.kubeconfig, self.watch_silence)?,
             ca: self.ca.ok_or(Error::NoCa)?,
             enrol_labels: self.mesh.enrol_labels(),
+            install: self.install.check(&self.mesh.root_namespace),
             trust_domain: self.mesh.trust_domain,
             cluster_domain: self.mesh.cluster_domain,
             root_namespace: self.mesh.root_namespace,
@@ -357,11 +415,47 @@ impl NodeArgs {
     }
 }
 
+/// Where a node's objects come from: files, or the API server. A file that happens to be called
+/// `kube` is given as `./kube`.
+fn source(
+    paths: Vec<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    silence: Duration,
+) -> Result<Source, Error> {
+    if !paths.iter().any(|path| path.as_os_str() == KUBE) {
+        return Ok(Source::Files(sources(paths)?));
+    }
+    if paths.len() > 1 {
+        return Err(Error::KubeAndFiles);
+    }
+    if silence < SHORTEST_SILENCE {
+        return Err(Error::WatchSilence(silence));
+    }
+    let access = access(kubeconfig)?;
+    Ok(Source::Kube { access, silence })
+}
+
+/// How the API server is reached.
+fn access(given: Option<PathBuf>) -> Result<Access, Error> {
+    #[expect(clippy::disallowed_methods, reason = "this file reads the environment")]
+    let injected = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    // As kubectl has it, KUBECONFIG may name several files; they are not merged here.
+    let listed = || std::env::split_paths(&injected("KUBECONFIG")?).next();
+    match given.or_else(listed) {
+        Some(path) => match std::fs::File::open(&path) {
+            Ok(_) => Ok(Access::Kubeconfig(path)),
+            Err(cause) => Err(Error::Kubeconfig { path, cause }),
+        },
+        None if injected("KUBERNETES_SERVICE_HOST").is_some() => Ok(Access::InCluster),
+        None => Err(Error::NoApiServer),
+    }
+}
+
 /// Checks that sources are there: later a file may break or go, but a typo is told at the start.
 ///
 /// # Errors
 ///
-/// [`Error::NoSource`], [`Error::Kube`], [`Error::Source`].
+/// [`Error::NoSource`], [`Error::OnlyFiles`], [`Error::Source`].
 pub fn sources(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     if paths.is_empty() {
         return Err(Error::NoSource);
@@ -374,7 +468,7 @@ pub fn sources(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
         };
         match readable {
             Ok(()) => {}
-            Err(_) if path.as_os_str() == "kube" => return Err(Error::Kube),
+            Err(_) if path.as_os_str() == KUBE => return Err(Error::OnlyFiles),
             Err(cause) => {
                 let path = path.clone();
                 return Err(Error::Source { path, cause });

@@ -7,7 +7,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::authorize;
-use crate::capture;
+use crate::capture::{self, Kubelet};
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
@@ -28,12 +28,12 @@ use crate::node::config::{CaSpec, Config, Existing, Source};
 use crate::node::control::Control;
 use crate::node::enrol::Enroller;
 use crate::node::events;
+use crate::node::plugin;
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
 use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
-use crate::source::Files;
 use crate::sys;
 use crate::sys::socket;
 use crate::task;
@@ -74,6 +74,9 @@ pub enum StartError {
         #[source]
         cause: http::Error,
     },
+    /// The CNI plugin cannot be served.
+    #[error("cannot serve the CNI plugin at {0}: choose another directory with --run-dir")]
+    Plugin(PathBuf, #[source] io::Error),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("cannot start {0}")]
     System(&'static str, #[source] io::Error),
@@ -133,6 +136,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         world: ArcSwap::from_pointee(world),
         certificates,
         announcements: SameNode::default(),
+        kubelet: Arc::new(Kubelet::new(Path::new("/proc"))),
         busy_poll: BusyPoll::new(busy_poll_time(config)),
         metrics,
         limits: tunnel::Limits {
@@ -158,6 +162,10 @@ fn index_settings(config: &Config) -> identify::Settings {
         cluster_domain: config.cluster_domain.clone(),
         enrol_labels: config.enrol_labels.clone(),
         excluded_namespaces: config.excluded_namespaces.clone(),
+        marking: match config.source {
+            Source::Files(_) => None,
+            Source::Kube { .. } => Some(config.node.clone()),
+        },
     }
 }
 
@@ -181,15 +189,22 @@ async fn run_control(
         "certificates",
         shared.certificates.clone().run(),
     ));
+    let (asked, questions) = mpsc::unbounded_channel();
+    let socket = config.plugin_socket();
+    tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
+    if let Some(install) = config.install.clone() {
+        let installed = shared.metrics.daemon.plugin_installed.clone();
+        let keep = plugin::keep(config.clone(), install, installed);
+        tasks.push(task::spawn("install", keep));
+    }
     let signals =
         signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
-    let Source::Files(paths) = &config.source;
-    let files = Files::new(paths.clone());
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
     let options = capture::Options {
         workers: config.workers,
         existing: existing(&config),
+        fresh: false,
     };
     let enroller = Enroller::new(options);
     tracing::info!(
@@ -206,8 +221,9 @@ async fn run_control(
         policies,
         enroller,
         board,
-    );
-    control.run(files, signals).await;
+    )
+    .map_err(|cause| StartError::System("the watch of the API server", cause))?;
+    control.run(signals, questions).await;
     for worker in &workers {
         let _ = worker.send(Command::End);
     }

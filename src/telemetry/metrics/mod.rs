@@ -17,7 +17,9 @@ use prometheus_client::registry::Registry;
 
 use crate::telemetry::log::Dropped;
 
-pub use daemon::{ByDirection, Daemon, DryRun, Failure, FileName, Kind, Reason, State};
+pub use daemon::{
+    ByDirection, Daemon, DryRun, Failure, FileName, Kind, Plugin, Reason, State, WatchError,
+};
 pub use labels::Member;
 pub use traffic::{Opened, Recorder, Traffic};
 
