@@ -9,11 +9,14 @@
 //! that fails changes nothing but a fact that the program is told ([`Event`]). A private key is
 //! never formatted, and leaves memory only for the file of the directory's root.
 
+pub mod authority;
 mod certificate;
 mod certificates;
 mod crypto;
+pub mod csr;
 pub mod directory;
 mod facts;
+pub mod grpc;
 mod issue;
 mod ledger;
 mod name;
