@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::api::ADMIN_SOCKET;
 use crate::mesh::TrustDomain;
+use crate::pki::remote::Address;
 use crate::telemetry::log;
 
 /// The checked configuration of a node daemon.
@@ -21,6 +22,10 @@ pub struct Config {
     pub source: Source,
     /// Who signs certificates.
     pub ca: CaSpec,
+    /// The file with the token for a remote authority.
+    pub ca_token: PathBuf,
+    /// The file with the roots of a remote authority's server.
+    pub ca_root: PathBuf,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
     /// The DNS suffix of services.
@@ -77,6 +82,8 @@ pub enum Source {
 pub enum CaSpec {
     /// A root key in a directory, made by the first daemon that needs it.
     Directory(PathBuf),
+    /// A program across the network: `adit control`, istiod or istio-csr.
+    Remote(Address),
 }
 
 impl fmt::Display for CaSpec {
@@ -84,6 +91,7 @@ impl fmt::Display for CaSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
+            Self::Remote(address) => write!(f, "https://{address}"),
         }
     }
 }

@@ -97,8 +97,8 @@ pub fn make_key() -> Result<String, rcgen::Error> {
 /// [`Flaw::Malformed`] about [`Part::Key`].
 pub fn read_key(text: &[u8]) -> Result<KeyPair, Flaw> {
     let flaw = |fault| malformed(Part::Key, fault);
-    let key = PrivateKeyDer::from_pem_slice(text)
-        .map_err(|_| flaw("is not a private key in PEM"))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(text).map_err(|_| flaw("is not a private key in PEM"))?;
     KeyPair::try_from(&key).map_err(|_| flaw("is not a key of a usable kind"))
 }
 
@@ -287,7 +287,10 @@ impl Authority {
             Ok(ip) => Ok(SanType::IpAddress(ip)),
             Err(_) => Ok(SanType::DnsName(name.clone().try_into()?)),
         };
-        let names = names.iter().map(name).collect::<Result<_, rcgen::Error>>()?;
+        let names = names
+            .iter()
+            .map(name)
+            .collect::<Result<_, rcgen::Error>>()?;
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.leaf(key, names, usages, validity, now)
     }
@@ -337,10 +340,7 @@ fn malformed(part: Part, fault: &'static str) -> Flaw {
     Flaw::Malformed { part, fault }
 }
 
-fn parse<'a>(
-    certificate: &'a CertificateDer<'_>,
-    part: Part,
-) -> Result<X509Certificate<'a>, Flaw> {
+fn parse<'a>(certificate: &'a CertificateDer<'_>, part: Part) -> Result<X509Certificate<'a>, Flaw> {
     match parse_x509_certificate(certificate) {
         Ok(([], parsed)) => Ok(parsed),
         _ => Err(malformed(part, UNREADABLE)),

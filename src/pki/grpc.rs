@@ -92,7 +92,10 @@ mod tests {
         let bytes = request.encode_to_vec();
         // Field 1, a text; field 3, a varint; field 4, a message.
         assert!(bytes.starts_with(b"\x0a\x03csr\x18\xac\x02\x22"));
-        let told: Vec<_> = bytes.windows(20).filter(|w| w == b"ImpersonatedIdentity").collect();
+        let told: Vec<_> = bytes
+            .windows(20)
+            .filter(|w| w == b"ImpersonatedIdentity")
+            .collect();
         assert_eq!(told.len(), 1);
         let read = CertificateRequest::decode(&bytes[..]).unwrap();
         assert_eq!(read.impersonated(), Some("spiffe://d/ns/n/sa/s"));
