@@ -1,0 +1,5 @@
+//! x
+mod limits;
+mod rotation;
+mod rules;
+mod store;
