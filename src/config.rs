@@ -5,6 +5,8 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod control;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +19,8 @@ use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
 use crate::pki::remote::Address;
 use crate::telemetry::log::{Filter, Format};
+
+pub use control::{CaArgs, ControlArgs};
 
 /// The label that enrols unless others are added.
 const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
@@ -58,6 +62,9 @@ pub enum Error {
     /// Certificates would end before they could be renewed.
     #[error("--cert-validity {0:?} is too short: give 10s or more")]
     CertValidity(Duration),
+    /// The same, for those of others.
+    #[error("--max-validity {0:?} is too short: give 10s or more")]
+    MaxValidity(Duration),
 }
 
 /// The flags of `adit node`, each with its twin in the environment.

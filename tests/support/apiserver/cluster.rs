@@ -190,5 +190,8 @@ fn managed_fields() -> Value {
                 "time": "2026-01-05T10:01:22Z", "fieldsType": "FieldsV1",
                 "fieldsV1": { "f:metadata": fields("labels"), format!("f:{part}"): fields("containers") } })
     };
-    json!([one("kube-controller-manager", "spec"), one("kubelet", "status")])
+    json!([
+        one("kube-controller-manager", "spec"),
+        one("kubelet", "status")
+    ])
 }

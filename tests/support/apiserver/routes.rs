@@ -64,7 +64,9 @@ pub(super) async fn answer(
     let path = parts.uri.path().to_owned();
     let target = find(&path, &mut shared.lock());
     let call = asking.call(target.as_ref());
-    let plural = target.as_ref().map_or_else(String::new, |t| t.resource.plural.clone());
+    let plural = target
+        .as_ref()
+        .map_or_else(String::new, |t| t.resource.plural.clone());
     let fault = fault(&mut shared.lock(), &plural, call);
     let answer = match fault {
         Some(Fault::Silence) => return std::future::pending().await,
@@ -118,6 +120,10 @@ fn fault(state: &mut State, resource: &str, call: Call) -> Option<Fault> {
         planned.times > 0 && right && (planned.resource.is_empty() || planned.resource == resource)
     };
     let planned = state.faults.iter_mut().find(fits)?;
+    if planned.skip > 0 {
+        planned.skip -= 1;
+        return None;
+    }
     planned.times -= 1;
     Some(planned.fault)
 }
@@ -154,7 +160,10 @@ fn respond(
             match state.store.shelf(&target.resource).objects.get(&id) {
                 Some(entry) if asking.partial => text(200, entry.metadata()),
                 Some(entry) => text(200, entry.full(&target.resource, &target.version)),
-                None => refuse(404, &format!("{} {name:?} not found", target.resource.plural)),
+                None => refuse(
+                    404,
+                    &format!("{} {name:?} not found", target.resource.plural),
+                ),
             }
         }
         _ => {
@@ -179,7 +188,11 @@ fn list(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> {
         Err(message) => return refuse(400, &message),
     };
     let store = &mut state.store;
-    if asking.query("resourceVersion").parse().is_ok_and(|v: u64| v > store.version) {
+    if asking
+        .query("resourceVersion")
+        .parse()
+        .is_ok_and(|v: u64| v > store.version)
+    {
         return refuse(504, "Too large resource version");
     }
     let limit: usize = asking.query("limit").parse().unwrap_or(0);
@@ -217,9 +230,15 @@ fn list(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> {
     }
     let resource = &target.resource;
     let (kind, api_version) = if asking.partial {
-        ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned())
+        (
+            "PartialObjectMetadataList".to_owned(),
+            "meta.k8s.io/v1".to_owned(),
+        )
     } else {
-        (format!("{}List", resource.kind), resource.api_version(&target.version))
+        (
+            format!("{}List", resource.kind),
+            resource.api_version(&target.version),
+        )
     };
     // Items of what is built in do not name their kind, custom resources do.
     let custom = resource.group.matches('.').count() > 1 && !resource.group.ends_with(".k8s.io");
@@ -255,7 +274,10 @@ fn watch_of(
         return Err(refuse(422, message));
     }
     if stream && asking.query("resourceVersionMatch") != "NotOlderThan" {
-        return Err(refuse(422, "resourceVersionMatch: Forbidden: it must be NotOlderThan"));
+        return Err(refuse(
+            422,
+            "resourceVersionMatch: Forbidden: it must be NotOlderThan",
+        ));
     }
     let version: u64 = match asking.query("resourceVersion") {
         "" => 0,
@@ -306,13 +328,28 @@ fn write(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> 
         (&Method::PATCH, Some(name)) => store.patch(resource, &target.id(name), sub, &object),
         (&Method::DELETE, Some(name)) => store.delete(resource, &target.id(name)),
         (&Method::POST, Some(name)) if sub == Some("token") => {
-            let token = format!("token-of-{}/{name}", target.namespace.as_deref().unwrap_or(""));
+            let token = format!(
+                "token-of-{}/{name}",
+                target.namespace.as_deref().unwrap_or("")
+            );
             let status = json!({ "token": token, "expirationTimestamp": "2036-01-01T00:00:00Z" });
-            return text(201, json!({ "kind": "TokenRequest", "status": status }).to_string());
+            return text(
+                201,
+                json!({ "kind": "TokenRequest", "status": status }).to_string(),
+            );
         }
-        _ => return refuse(405, "the server does not allow this method on the requested resource"),
+        _ => {
+            return refuse(
+                405,
+                "the server does not allow this method on the requested resource",
+            );
+        }
     };
-    let code = if asking.method == Method::POST { 201 } else { 200 };
+    let code = if asking.method == Method::POST {
+        201
+    } else {
+        200
+    };
     match written {
         Ok(entry) => text(code, entry.full(resource, &target.version)),
         Err(Refusal::NotFound) => refuse(404, &format!("{} not found", resource.plural)),
@@ -329,13 +366,17 @@ fn write(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> 
 /// What is about no object that is kept.
 fn elsewhere(asking: &Asking, path: &str, state: &mut State) -> Response<Body> {
     match path {
-        "/version" => text(200, json!({ "major": "1", "minor": "34", "gitVersion": "v1.34.0" }).to_string()),
+        "/version" => text(
+            200,
+            json!({ "major": "1", "minor": "34", "gitVersion": "v1.34.0+fake" }).to_string(),
+        ),
         "/readyz" | "/livez" | "/healthz" => text(200, "ok".to_owned()),
         "/apis/authentication.k8s.io/v1/tokenreviews" => {
             let spec = &asking.body["spec"];
             let audiences = spec["audiences"].as_array().into_iter().flatten();
-            let audiences: Vec<String> =
-                audiences.filter_map(|a| a.as_str().map(str::to_owned)).collect();
+            let audiences: Vec<String> = audiences
+                .filter_map(|a| a.as_str().map(str::to_owned))
+                .collect();
             let token = spec["token"].as_str().unwrap_or_default();
             let mut review = asking.body.clone();
             review["status"] = (state.review)(token, &audiences);
@@ -347,13 +388,17 @@ fn elsewhere(asking: &Asking, path: &str, state: &mut State) -> Response<Body> {
             review["status"] = json!({ "allowed": true });
             text(201, review.to_string())
         }
-        "/api" => text(200, json!({ "kind": "APIVersions", "versions": ["v1"] }).to_string()),
+        "/api" => text(
+            200,
+            json!({ "kind": "APIVersions", "versions": ["v1"] }).to_string(),
+        ),
         "/apis" => text(200, groups(state).to_string()),
         path => match discovery(path, state) {
             Some(list) => text(200, list.to_string()),
             None => {
                 let page = Full::new(Bytes::from_static(b"404 page not found\n"));
-                let mut response = json_response(404, page.map_err(io::Error::other).boxed_unsync());
+                let mut response =
+                    json_response(404, page.map_err(io::Error::other).boxed_unsync());
                 let plain = "text/plain; charset=utf-8".parse().expect("a header");
                 response.headers_mut().insert("content-type", plain);
                 response
@@ -366,7 +411,8 @@ fn groups(state: &State) -> Value {
     let mut groups: Vec<Value> = Vec::new();
     for resource in state.store.resources.iter().filter(|r| !r.group.is_empty()) {
         if !groups.iter().any(|g| g["name"] == resource.group) {
-            let version = |v: &String| json!({ "groupVersion": resource.api_version(v), "version": v });
+            let version =
+                |v: &String| json!({ "groupVersion": resource.api_version(v), "version": v });
             let versions: Vec<Value> = resource.versions.iter().map(version).collect();
             groups.push(json!({
                 "name": resource.group,
@@ -418,7 +464,9 @@ fn find(path: &str, state: &mut State) -> Option<Target> {
     };
     let text = |part: &&str| Some((*part).to_owned());
     let (resource, namespace, rest) = match rest {
-        ["namespaces", namespace, plural, rest @ ..] if *plural != "status" && *plural != "finalize" => {
+        ["namespaces", namespace, plural, rest @ ..]
+            if *plural != "status" && *plural != "finalize" =>
+        {
             (known(plural)?, text(namespace), rest)
         }
         [plural, rest @ ..] => (known(plural)?, None, rest),
@@ -504,7 +552,12 @@ fn refuse_for(code: u16, after: Option<u32>) -> Response<Body> {
 }
 
 fn text(code: u16, text: String) -> Response<Body> {
-    json_response(code, Full::new(Bytes::from(text)).map_err(io::Error::other).boxed_unsync())
+    json_response(
+        code,
+        Full::new(Bytes::from(text))
+            .map_err(io::Error::other)
+            .boxed_unsync(),
+    )
 }
 
 fn json_response(code: u16, body: Body) -> Response<Body> {
@@ -518,7 +571,10 @@ fn json_response(code: u16, body: Body) -> Response<Body> {
 /// The first half of an answer, then the end of the connection.
 async fn half(response: Response<Body>) -> Response<Body> {
     let (parts, body) = response.into_parts();
-    let whole = body.collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
+    let whole = body
+        .collect()
+        .await
+        .map_or_else(|_| Bytes::new(), |body| body.to_bytes());
     let half = whole.slice(..whole.len() / 2);
     let frames = stream::iter([Ok(Frame::data(half)), Err(hangup())]);
     Response::from_parts(parts, StreamBody::new(frames).boxed_unsync())

@@ -106,6 +106,8 @@ pub(crate) type Review = Arc<dyn Fn(&str, &[String]) -> Value + Send + Sync>;
 pub(super) struct Planned {
     pub(super) resource: String,
     pub(super) call: Call,
+    /// How many go well before.
+    pub(super) skip: usize,
     pub(super) times: usize,
     pub(super) fault: Fault,
 }
@@ -214,7 +216,9 @@ impl ApiServer {
         let (stop, stopped) = oneshot::channel();
         let (shared, tls) = (self.shared.clone(), self.tls.clone());
         let serve = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             let runtime = runtime.expect("a runtime can be made");
             runtime.block_on(async {
                 tokio::select! {
@@ -278,7 +282,13 @@ impl ApiServer {
     }
 
     /// The object of that `apiVersion` and kind.
-    pub(crate) fn object(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub(crate) fn object(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Value> {
         let mut state = self.shared.lock();
         let about = json!({ "apiVersion": api_version, "kind": kind });
         let resource = state.store.resource_of(&about)?;
@@ -320,7 +330,10 @@ impl ApiServer {
     pub(crate) fn remove(&self, api_version: &str, kind: &str, namespace: &str, name: &str) {
         let about = json!({ "apiVersion": api_version, "kind": kind });
         let mut state = self.shared.lock();
-        let resource = state.store.resource_of(&about).expect("a resource that is served");
+        let resource = state
+            .store
+            .resource_of(&about)
+            .expect("a resource that is served");
         let id = (namespace.to_owned(), name.to_owned());
         let gone = state.store.delete(&resource, &id);
         gone.unwrap_or_else(|e| panic!("{kind} {namespace}/{name}: {e:?}"));
@@ -365,9 +378,22 @@ impl ApiServer {
     /// Lets the next `times` requests fail that are for a resource (by plural name; empty for any)
     /// and of a kind.
     pub(crate) fn fail(&self, resource: &str, call: Call, times: usize, fault: Fault) {
+        self.fail_after(0, resource, call, times, fault);
+    }
+
+    /// As [`fail`](Self::fail), after `skip` of them have gone well.
+    pub(crate) fn fail_after(
+        &self,
+        skip: usize,
+        resource: &str,
+        call: Call,
+        times: usize,
+        fault: Fault,
+    ) {
         self.shared.lock().faults.push(Planned {
             resource: resource.to_owned(),
             call,
+            skip,
             times,
             fault,
         });
@@ -449,7 +475,9 @@ where
         async move { routes::answer(request, shared).await }
     });
     let connection = hyper::server::conn::http1::Builder::new();
-    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+    let _ = connection
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 /// The error that ends a connection without an answer.
@@ -489,7 +517,8 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0u32, |bits, b| bits << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+        let bits =
+            chunk.iter().fold(0u32, |bits, b| bits << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
         for at in 0..4 {
             if at <= chunk.len() {
                 let index = bits >> (18 - 6 * at) & 63;

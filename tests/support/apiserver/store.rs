@@ -119,7 +119,10 @@ impl Entry {
     pub(crate) fn full(&self, resource: &Resource, version: &str) -> String {
         let api_version = resource.api_version(version);
         let rest = &self.text[1..];
-        format!(r#"{{"kind":"{}","apiVersion":"{api_version}",{rest}"#, resource.kind)
+        format!(
+            r#"{{"kind":"{}","apiVersion":"{api_version}",{rest}"#,
+            resource.kind
+        )
     }
 
     /// Its metadata alone, as JSON.
@@ -213,8 +216,9 @@ impl Store {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let kind = object["kind"].as_str().unwrap_or_default();
         let mut all = self.resources.iter();
-        let found =
-            all.find(|r| r.group == group && r.kind == kind && r.versions.iter().any(|v| v == version));
+        let found = all.find(|r| {
+            r.group == group && r.kind == kind && r.versions.iter().any(|v| v == version)
+        });
         found.cloned()
     }
 
@@ -271,7 +275,10 @@ impl Store {
             let _ = self.delete(&resource, &name);
         }
         let mut all = self.resources.iter();
-        if let Some(definitions) = all.find(|r| r.plural == "customresourcedefinitions").cloned() {
+        if let Some(definitions) = all
+            .find(|r| r.plural == "customresourcedefinitions")
+            .cloned()
+        {
             let _ = self.delete(&definitions, &(String::new(), id.to_owned()));
         }
         self.resources.retain(|r| r.id() != id);
@@ -323,7 +330,11 @@ impl Store {
         }
         if resource.status {
             // The one may not write what is the other's; of the metadata, both may.
-            let others = if sub == Some("status") { "spec" } else { "status" };
+            let others = if sub == Some("status") {
+                "spec"
+            } else {
+                "status"
+            };
             match old.get(others) {
                 Some(value) => object[others] = value.clone(),
                 None => drop(object.as_object_mut().and_then(|o| o.remove(others))),
@@ -392,7 +403,11 @@ impl Store {
     }
 
     /// Deletes an object.
-    pub(crate) fn delete(&mut self, resource: &Resource, name: &Name) -> Result<Arc<Entry>, Refusal> {
+    pub(crate) fn delete(
+        &mut self,
+        resource: &Resource,
+        name: &Name,
+    ) -> Result<Arc<Entry>, Refusal> {
         let shelf = self.shelf(resource);
         let before = shelf.objects.remove(name).ok_or(Refusal::NotFound)?;
         self.version += 1;
@@ -413,7 +428,9 @@ impl Store {
     /// Puts in many objects that were made elsewhere, without a history: they were always there.
     pub(crate) fn load(&mut self, objects: impl IntoIterator<Item = Value>) {
         for mut object in objects {
-            let resource = self.resource_of(&object).expect("a resource that is served");
+            let resource = self
+                .resource_of(&object)
+                .expect("a resource that is served");
             self.version += 1;
             let version = self.version;
             object["metadata"]["resourceVersion"] = json!(version.to_string());
@@ -484,7 +501,9 @@ fn name_of(resource: &Resource, object: &mut Value, next: &mut u64) -> Result<Na
     if !resource.namespaced {
         namespace.clear();
     } else if namespace.is_empty() {
-        return Err(Refusal::Invalid("metadata.namespace is required".to_owned()));
+        return Err(Refusal::Invalid(
+            "metadata.namespace is required".to_owned(),
+        ));
     }
     Ok((namespace, name))
 }
@@ -529,7 +548,13 @@ impl Selector {
     /// Reads both selectors; the name of what cannot be read is the error.
     pub(crate) fn parse(labels: &str, fields: &str) -> Result<Self, String> {
         let fields = terms(fields)?;
-        let known = ["metadata.name", "metadata.namespace", "spec.nodeName", "status.phase", "type"];
+        let known = [
+            "metadata.name",
+            "metadata.namespace",
+            "spec.nodeName",
+            "status.phase",
+            "type",
+        ];
         match fields.iter().find(|t| !known.contains(&&*t.key)) {
             Some(term) => Err(format!("field label not supported: {}", term.key)),
             None => Ok(Self {
@@ -561,9 +586,7 @@ fn terms(text: &str) -> Result<Vec<Term>, String> {
     let mut rest = text.trim();
     while !rest.is_empty() {
         let end = match (rest.find(','), rest.find('(')) {
-            (Some(comma), Some(open)) if open < comma => {
-                rest.find(')').ok_or("an open set")? + 1
-            }
+            (Some(comma), Some(open)) if open < comma => rest.find(')').ok_or("an open set")? + 1,
             (None, Some(_)) => rest.len(),
             (Some(comma), _) => comma,
             (None, None) => rest.len(),

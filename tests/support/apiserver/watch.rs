@@ -129,10 +129,17 @@ impl Watch {
                 std::future::pending::<()>().await;
                 None
             }
-            Break::Garbage => Some((frame("{\"type\":\"ADDED\",\"object\":oops}\n".to_owned()), self)),
+            Break::Garbage => Some((
+                frame("{\"type\":\"ADDED\",\"object\":oops}\n".to_owned()),
+                self,
+            )),
             Break::Gone | Break::Error(_) => {
                 self.over = true;
-                let code = if let Break::Error(code) = how { code } else { 410 };
+                let code = if let Break::Error(code) = how {
+                    code
+                } else {
+                    410
+                };
                 let text = self.error(code);
                 Some((frame(text), self))
             }
@@ -165,7 +172,9 @@ impl Watch {
             text.push_str(&self.error(410));
             return text;
         }
-        let from = shelf.history.partition_point(|step| step.version <= self.position);
+        let from = shelf
+            .history
+            .partition_point(|step| step.version <= self.position);
         let mut all = true;
         for step in &shelf.history[from..] {
             self.position = step.version;
@@ -203,7 +212,8 @@ impl Watch {
             let resource = &self.asked.resource;
             (&*resource.kind, resource.api_version(&self.asked.version))
         };
-        let mut metadata = json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
+        let mut metadata =
+            json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
         if end {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
