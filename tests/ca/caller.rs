@@ -118,6 +118,7 @@ impl Caller {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let stream = TcpStream::connect(self.address).await;
         let stream = stream.map_err(|e| failed("tcp", &e))?;
+        stream.set_nodelay(true).map_err(|e| failed("tcp", &e))?;
         let name = ServerName::from(self.address.ip());
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let stream = connector.connect(name, stream).await;

@@ -71,11 +71,13 @@ fn two_nodes_carry_traffic_under_the_clusters_authority() {
     let _servers = [a.greet(8080), b.greet(8080)];
     a.call(b.at(8080)).assert_served("b", a.ip());
     b.call(a.at(8080)).assert_served("a", b.ip());
-    let tunnelled = mesh
-        .lab
-        .daemon(1)
-        .metric("adit_tunnels_opened_total", &[("direction", "outbound")]);
-    assert!(tunnelled >= 1.0, "it went through a tunnel: {tunnelled}");
+    eventually(Duration::from_secs(3), "it went through a tunnel", || {
+        let tunnels = "adit_tunnels_opened_total";
+        mesh.lab
+            .daemon(1)
+            .metric(tunnels, &[("direction", "outbound")])
+            >= 1.0
+    });
 
     // A pod that comes later.
     let c = mesh.lab.pod(2, "c");

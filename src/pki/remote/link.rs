@@ -178,6 +178,8 @@ async fn connect(
         .await
         .unwrap_or_else(|_| Err(late()))
         .map_err(unreachable)?;
+    // A request is two small writes, of which the second must not wait for an acknowledgement.
+    stream.set_nodelay(true).map_err(unreachable)?;
     let untrusted = |source| Error::Tls {
         addr,
         root: root.to_owned(),
