@@ -208,8 +208,8 @@ impl Keeper {
         let asked = Instant::now();
         let map = self.bundle_map().await?;
         let (authority, material) = match &self.config.keys {
-            KeySpec::Secret(name) => self.from_secret(name, map.as_ref()).await?,
-            KeySpec::Directory(path) => self.from_directory(path).await?,
+            KeySpec::Secret(name) => self.read_secret(name, map.as_ref()).await?,
+            KeySpec::Directory(path) => self.read_mounted(path).await?,
         };
         let bundle = write_bundle(authority.roots());
         self.publish(map, &authority).await?;
@@ -243,7 +243,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn from_secret(
+    async fn read_secret(
         &self,
         name: &str,
         map: Option<&ConfigMap>,
@@ -321,7 +321,7 @@ impl Keeper {
         Ok(read.await?)
     }
 
-    async fn from_directory(&self, path: &Path) -> Result<(Authority, String), Error> {
+    async fn read_mounted(&self, path: &Path) -> Result<(Authority, String), Error> {
         let (path, domain) = (path.to_owned(), self.config.trust_domain.clone());
         let work = move || read_directory(&path, &domain);
         let read = task::blocking("read the mounted authority", work).await;

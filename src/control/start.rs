@@ -128,10 +128,6 @@ async fn control(config: Config, log: Log) -> Result<(), StartError> {
         // A second signal does not wait for the calls that run.
         let _ = signals.changed().await;
     };
-    let serving = async move {
-        serving.await;
-        std::future::ready(()).await;
-    };
     tokio::select! {
         () = serving => {}
         () = ended => {}
