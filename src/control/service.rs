@@ -73,7 +73,7 @@ struct Granted {
     chain: Vec<String>,
     serial: String,
     issuer: String,
-    validity: Duration,
+    not_after: SystemTime,
 }
 
 impl Desk {
@@ -147,9 +147,10 @@ impl Desk {
         Rules::placed(&caller, &identity, on_node.map_err(api)?)?;
         let current = self.keeper.current().map_err(Refusal::NotReady)?;
         let validity = self.rules.validity(request.validity_duration);
+        let now = SystemTime::now();
         let chain = current
             .authority
-            .sign(&asked.key, &identity, validity, SystemTime::now())
+            .sign(&asked.key, &identity, validity, now)
             .map_err(|_| Refusal::Signing)?;
         let serial = chain.first().and_then(serial).ok_or(Refusal::Signing)?;
         let mut chain: Vec<_> = chain
@@ -161,7 +162,7 @@ impl Desk {
             chain,
             serial,
             issuer: current.authority.serial().to_owned(),
-            validity,
+            not_after: (now + validity).min(current.authority.ends()),
         })
     }
 
@@ -244,8 +245,7 @@ impl Granted {
             identity = identity.unwrap_or_default(),
             serial = self.serial,
             issuer = self.issuer,
-            validity = ?self.validity,
-            not_after = timestamp(SystemTime::now() + self.validity),
+            not_after = timestamp(self.not_after),
             "certificate issued",
         );
         CertificateResponse {

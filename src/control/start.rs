@@ -86,10 +86,11 @@ async fn control(config: Config, log: Log) -> Result<(), StartError> {
     };
     let desk = Desk::new(rules, &kube, &keeper, &pods, &metrics);
     let (end, ending) = watch::channel(false);
+    let (leave, leaving) = watch::channel(false);
     let ready = Rc::new(Readiness {
         keeper: keeper.clone(),
         face: face.clone(),
-        ending: ending.clone(),
+        leaving,
     });
     let listener = listen(config.listen)?;
     let mut tasks = side_servers(&config, &metrics, &ready)?;
@@ -120,6 +121,7 @@ async fn control(config: Config, log: Log) -> Result<(), StartError> {
     let ended = async move {
         let _ = signals.changed().await;
         tracing::info!("told to end");
+        leave.send_replace(true);
         tokio::select! {
             () = tokio::time::sleep(GRACE) => {}
             _ = signals.changed() => {}
@@ -167,12 +169,13 @@ async fn tidy(pods: Arc<Pods>, metrics: Arc<Metrics>) {
 struct Readiness {
     keeper: Arc<Keeper>,
     face: Arc<Face>,
-    ending: watch::Receiver<bool>,
+    /// Whether this replica was told to end.
+    leaving: watch::Receiver<bool>,
 }
 
 impl Readiness {
     fn answer(&self) -> Response {
-        let waiting = if *self.ending.borrow() {
+        let waiting = if *self.leaving.borrow() {
             "it is ending".to_owned()
         } else {
             match self.keeper.current() {
