@@ -12,16 +12,6 @@ pub(crate) struct Synthetic {
 }
 
 impl Synthetic {
-    /// A hundred thousand pods on a thousand nodes.
-    pub(crate) fn large() -> Self {
-        Self {
-            pods: 100_000,
-            services: 5_000,
-            nodes: 1_000,
-            namespaces: 100,
-        }
-    }
-
     /// Everything in it.
     pub(crate) fn objects(self) -> impl Iterator<Item = Value> {
         let namespaces = (0..self.namespaces).map(|i| {
