@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 //!
-//! `adit node` is a daemon; every other subcommand is a person's question. Clap refuses what is
+//! `adit node` and `adit control` are daemons; every other subcommand is a person's question. Clap refuses what is
 //! not understood, with the nearest word that is; exit status 2 says that the question was wrong,
 //! 1 that the answer is no or could not be had.
 
@@ -14,7 +14,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cni;
-use crate::config::{self, MeshArgs, NodeArgs};
+use crate::config::{self, CaArgs, ControlArgs, MeshArgs, NodeArgs};
+use crate::control;
+use crate::control::ca::{self, Step};
 use crate::identify::Settings;
 use crate::inspect::{self, Offline, Output, Page, Target};
 use crate::node;
@@ -45,6 +47,10 @@ enum Command {
         #[command(subcommand)]
         command: CniCommand,
     },
+    /// Run the certificate authority of the cluster
+    Control(Box<ControlArgs>),
+    /// Show the authority's roots, or exchange them step by step
+    Ca(Ca),
     /// Show a node on one screen
     Status(Ask),
     /// List the pods that a node knows, of the whole cluster
@@ -175,6 +181,39 @@ struct Check {
     mesh: MeshArgs,
 }
 
+/// Exchanges the root of `adit control` without cutting anybody off: stage, wait, promote, wait,
+/// retire. A step that comes too early is refused and says when it is possible.
+#[derive(Debug, Args)]
+struct Ca {
+    #[command(subcommand)]
+    step: CaStep,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaStep {
+    /// Show which roots are trusted, which one signs, and what can be done next
+    Status(CaArgs),
+    /// Make a new root and let it be trusted beside the one that signs
+    Stage(CaArgs),
+    /// Let the staged root sign; refused until everybody trusts it
+    Promote(CaArgs),
+    /// Forget the old root; refused until none of its certificates can be in use
+    Retire(CaArgs),
+}
+
+impl Ca {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let (step, args) = match self.step {
+            CaStep::Status(args) => (Step::Status, args),
+            CaStep::Stage(args) => (Step::Stage, args),
+            CaStep::Promote(args) => (Step::Promote, args),
+            CaStep::Retire(args) => (Step::Retire, args),
+        };
+        ca::run(step, &args.place(), &mut io::stdout().lock())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 fn output(word: String) -> Output {
     match word.as_str() {
         "json" => Output::Json,
@@ -207,6 +246,8 @@ impl Command {
         let page = match self {
             Self::Node(args) => return run_node(*args),
             Self::Cni { command } => return command.run(),
+            Self::Control(args) => return run_control(*args),
+            Self::Ca(ca) => return ca.run(),
             Self::Explain(args) => return args.run(),
             Self::Check(args) => return args.run(),
             Self::Version => {
@@ -250,6 +291,16 @@ fn run_node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     match args.check() {
         Ok(config) => {
             node::run(config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => misused(error),
+    }
+}
+
+fn run_control(args: ControlArgs) -> anyhow::Result<ExitCode> {
+    match args.check() {
+        Ok(config) => {
+            control::run(config)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => misused(error),

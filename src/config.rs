@@ -5,6 +5,7 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod control;
 mod plugin;
 
 use std::io;
@@ -18,9 +19,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use crate::cluster::Access;
 use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
+use crate::pki::remote::Address;
 use crate::sys::socket::Congestion;
 use crate::telemetry::log::{Filter, Format};
 
+pub use control::{CaArgs, ControlArgs};
 pub use plugin::{InstallArgs, plugin};
 
 /// The label that enrols unless others are added.
@@ -81,11 +84,17 @@ pub enum Error {
     #[error("--watch-silence {0:?} is too short: give 1s or more; the default suits API servers")]
     WatchSilence(Duration),
     /// Nobody to sign certificates.
-    #[error("no certificate authority: give --ca dir:PATH (the first daemon makes it)")]
+    #[error(
+        "no certificate authority: give --ca dir:PATH (the first daemon makes it), or \
+         --ca https://HOST:PORT (adit control, istiod or istio-csr)"
+    )]
     NoCa,
     /// Certificates would end before they could be renewed.
     #[error("--cert-validity {0:?} is too short: give 10s or more")]
     CertValidity(Duration),
+    /// The same, for those of others.
+    #[error("--max-validity {0:?} is too short: give 10s or more")]
+    MaxValidity(Duration),
 }
 
 /// The flags of `adit node`, each with its twin in the environment.
@@ -127,15 +136,36 @@ pub struct NodeArgs {
     )]
     pub watch_silence: Duration,
 
-    /// Certificate authority: a directory that all nodes share, made by the first that needs it
+    /// Certificate authority: a directory that all nodes share, made by the first that needs it; or
+    /// a program that speaks Istio's certificate protocol: adit control, istiod, istio-csr
     #[arg(
         long,
         env = "ADIT_CA",
-        value_name = "dir:PATH",
+        value_name = "dir:PATH|https://HOST:PORT",
         value_parser = ca,
         hide_env_values = true
     )]
     pub ca: Option<CaSpec>,
+
+    /// With --ca https: file with this daemon's service account token, read for each request
+    #[arg(
+        long,
+        env = "ADIT_CA_TOKEN",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/tokens/adit-ca",
+        hide_env_values = true
+    )]
+    pub ca_token: PathBuf,
+
+    /// With --ca https: file with the roots of the authority's server, read for each connection
+    #[arg(
+        long,
+        env = "ADIT_CA_ROOT",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/adit/root-cert.pem",
+        hide_env_values = true
+    )]
+    pub ca_root: PathBuf,
 
     /// How objects are understood.
     #[command(flatten)]
@@ -375,7 +405,7 @@ impl NodeArgs {
         let given = [
             ("--node NAME", node.is_some()),
             ("--source PATH", !self.source.is_empty()),
-            ("--ca dir:PATH", self.ca.is_some()),
+            ("--ca dir:PATH|https://HOST:PORT", self.ca.is_some()),
         ];
         let missing: Vec<_> = given
             .iter()
@@ -392,6 +422,8 @@ impl NodeArgs {
             node: node.ok_or(Error::NoNode)?,
             source: source(self.source, self.kubeconfig, self.watch_silence)?,
             ca: self.ca.ok_or(Error::NoCa)?,
+            ca_token: self.ca_token,
+            ca_root: self.ca_root,
             enrol_labels: self.mesh.enrol_labels(),
             install: self.install.check(&self.mesh.root_namespace),
             trust_domain: self.mesh.trust_domain,
@@ -508,11 +540,34 @@ fn ca(text: &str) -> Result<CaSpec, String> {
     match text.strip_prefix("dir:") {
         Some("") => Err("dir: needs a path, for example dir:/var/lib/adit/ca".to_owned()),
         Some(path) => Ok(CaSpec::Directory(path.into())),
-        None if text.starts_with("https://") => {
-            Err("a remote authority comes with `adit control`: give dir:PATH".to_owned())
-        }
-        None => Err(format!("write dir:PATH, for example dir:{text}")),
+        None => match text.strip_prefix("https://") {
+            Some(rest) => remote_address(rest).map(CaSpec::Remote),
+            None => Err(format!(
+                "write dir:PATH, for example dir:{text}, or https://HOST:PORT"
+            )),
+        },
     }
+}
+
+/// `HOST:PORT` behind `https://`, perhaps with a slash after it.
+fn remote_address(text: &str) -> Result<Address, String> {
+    let wrong = || {
+        "write https://HOST:PORT, for example https://adit-control.adit-system.svc:15012".to_owned()
+    };
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port.parse().ok().filter(|port| *port != 0);
+    let port = port.ok_or_else(wrong)?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let legal = match bare {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => dns_name(host).is_ok(),
+    };
+    if !legal {
+        return Err(wrong());
+    }
+    let host = bare.unwrap_or(host).to_owned();
+    Ok(Address { host, port })
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -652,7 +707,15 @@ mod tests {
         check("dir:/ca", Ok("dir:/ca"));
         check("/ca", Err("dir:/ca"));
         check("dir:", Err("needs a path"));
-        check("https://istiod:15012", Err("dir:PATH"));
+        check("https://istiod:15012", Ok("https://istiod:15012"));
+        check("https://10.0.0.1:15012/", Ok("https://10.0.0.1:15012"));
+        check("https://[::1]:15012", Ok("https://[::1]:15012"));
+        check("https://istiod", Err("HOST:PORT"));
+        check("https://:15012", Err("HOST:PORT"));
+        check("https://istiod:0", Err("HOST:PORT"));
+        check("https://::1:15012", Err("HOST:PORT"));
+        check("https://istiod:15012/path", Err("HOST:PORT"));
+        check("https://a@b:15012", Err("HOST:PORT"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 
 pub mod cni;
+pub mod control;
 pub mod inspect;
 pub mod node;
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::api::{ADMIN_SOCKET, plugin};
 use crate::cluster::Access;
 use crate::mesh::TrustDomain;
+use crate::pki::remote::Address;
 use crate::sys::socket::Congestion;
 use crate::telemetry::log;
 
@@ -23,6 +24,10 @@ pub struct Config {
     pub source: Source,
     /// Who signs certificates.
     pub ca: CaSpec,
+    /// The file with the token for a remote authority.
+    pub ca_token: PathBuf,
+    /// The file with the roots of a remote authority's server.
+    pub ca_root: PathBuf,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
     /// The DNS suffix of services.
@@ -121,6 +126,8 @@ pub enum Source {
 pub enum CaSpec {
     /// A root key in a directory, made by the first daemon that needs it.
     Directory(PathBuf),
+    /// A program across the network: `adit control`, istiod or istio-csr.
+    Remote(Address),
 }
 
 impl fmt::Display for CaSpec {
@@ -128,6 +135,7 @@ impl fmt::Display for CaSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
+            Self::Remote(address) => write!(f, "https://{address}"),
         }
     }
 }

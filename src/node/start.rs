@@ -32,8 +32,9 @@ use crate::node::plugin;
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
-use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
+use crate::pki::remote::{self, RemoteCa};
+use crate::pki::{Certificates, Issuer};
 use crate::sys;
 use crate::sys::socket;
 use crate::task;
@@ -63,6 +64,9 @@ pub enum StartError {
     /// The certificate authority cannot be used.
     #[error("cannot use the certificate authority")]
     Ca(#[source] directory::Error),
+    /// The remote authority's address is not one.
+    #[error("cannot use the address of the certificate authority: write --ca https://HOST:PORT")]
+    CaAddress(#[source] ::http::Error),
     /// An address to listen on is taken or not ours.
     #[error("cannot serve {purpose}: free the address, or choose another with {flag}")]
     Listen {
@@ -113,10 +117,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
-    let CaSpec::Directory(path) = &config.ca;
-    let authority = DirectoryCa::open(path, &config.trust_domain)
-        .map_err(StartError::Ca)?
-        .with_validity(config.cert_validity);
+    let issuer = issuer(&config.ca, config)?;
     let metrics = Metrics::new(
         config.workers,
         &config.cluster_domain,
@@ -124,7 +125,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         Instant::now(),
     );
     let metrics = Arc::new(metrics);
-    let certificates = Certificates::new(Arc::new(authority), events::observer(&metrics));
+    let certificates = Certificates::new(issuer, events::observer(&metrics));
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(config));
     let world = World::new(index.snapshot(), policies.policies(), [], None);
@@ -144,6 +145,27 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
             ..tunnel::Limits::default()
         },
     })
+}
+
+/// A remote authority need not answer yet: pods wait for it, and this daemon's readiness with them.
+fn issuer(ca: &CaSpec, config: &Config) -> Result<Arc<dyn Issuer>, StartError> {
+    match ca {
+        CaSpec::Directory(path) => {
+            let authority =
+                DirectoryCa::open(path, &config.trust_domain).map_err(StartError::Ca)?;
+            Ok(Arc::new(authority.with_validity(config.cert_validity)))
+        }
+        CaSpec::Remote(address) => {
+            let settings = remote::Settings {
+                address: address.clone(),
+                token: config.ca_token.clone(),
+                root: config.ca_root.clone(),
+                validity: config.cert_validity,
+            };
+            let authority = RemoteCa::new(settings).map_err(StartError::CaAddress)?;
+            Ok(Arc::new(authority))
+        }
+    }
 }
 
 /// Time awake counts against a quota as any other, and a daemon that has used up its own stands still

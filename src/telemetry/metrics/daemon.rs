@@ -293,7 +293,7 @@ impl Daemon {
 }
 
 /// The build, under our name and under the one that the field's boards ask for.
-fn build(to: &mut Registry) {
+pub(in crate::telemetry::metrics) fn build(to: &mut Registry) {
     let version = env!("CARGO_PKG_VERSION");
     to.register(
         "adit_build",
@@ -307,7 +307,11 @@ fn build(to: &mut Registry) {
     to.register("istio_build", "Version of the component", build);
 }
 
-fn add<M: Metric + Clone + Default>(to: &mut Registry, name: &str, help: &str) -> M {
+pub(in crate::telemetry::metrics) fn add<M: Metric + Clone + Default>(
+    to: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
     let metric = M::default();
     to.register(name, help, metric.clone());
     metric
