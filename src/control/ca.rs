@@ -306,7 +306,7 @@ mod tests {
     fn the_status_says_what_comes_next() {
         let domain = TrustDomain::parse("example.org").unwrap();
         let now = SystemTime::now();
-        let first = Keys::first(Root::make(&domain, now).unwrap(), DAY);
+        let first = Keys::first(Root::make(&domain, now - 3 * DAY).unwrap(), DAY);
         let check = |keys: &Keys, published: &Published, expect: &str| {
             let mut text = Vec::new();
             show(keys, published, now, &mut text).unwrap();
