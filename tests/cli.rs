@@ -163,7 +163,10 @@ fn a_slip_is_told_with_its_mend() {
         &["node", "--ca", "/var/lib/ca"],
         &["--ca", "dir:/var/lib/ca"],
     );
-    refused(&["node", "--ca", "https://ca:15012"], &["--ca", "dir:PATH"]);
+    refused(
+        &["node", "--ca", "https://ca"],
+        &["--ca", "https://HOST:PORT"],
+    );
     refused(
         &["node", "--trust-domain", "Acme Inc"],
         &["--trust-domain", "a-z"],

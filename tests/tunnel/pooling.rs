@@ -250,10 +250,10 @@ fn what_is_sent_again_waits_for_room_also_behind_the_answer() {
         let _ = tokio::time::timeout(Duration::from_millis(100), idle).await;
         for (near, peer, request, _) in &mut tunnels {
             near.shutdown().await.unwrap();
-            let mut body = request.body_mut();
+            let body = request.body_mut();
             tokio::select! {
                 _ = peer.accept() => panic!("nothing more was asked for"),
-                done = peer::drain(&mut body) => assert_eq!(done.unwrap(), b""),
+                done = peer::drain(body) => assert_eq!(done.unwrap(), b""),
             }
             bed.outbound.next().await.unwrap();
         }

@@ -12,6 +12,7 @@ use crate::api;
 use crate::identify::Snapshot;
 use crate::mesh::Workload;
 use crate::node::admin::Board;
+use crate::node::config::Source;
 use crate::node::control::Control;
 use crate::node::listing;
 use crate::node::world::World;
@@ -60,6 +61,8 @@ impl Control {
         }
         if known {
             tracing::info!("kubelet found: its probes pass whatever policy says");
+        } else if matches!(self.config.source, Source::Files(_)) {
+            tracing::info!("no kubelet here: nothing passes as its probe");
         } else {
             tracing::warn!(
                 "kubelet not found: its probes are judged as any plain connection; the daemon must \
