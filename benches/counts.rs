@@ -107,6 +107,7 @@ fn pod(app: &Arc<str>, service: u32, replica: u32) -> Object {
         phase: Phase::Running,
         host_network: false,
         sidecar: false,
+        marked: false,
         terminating: false,
         created: 20_260_105_100_122,
         netns: None,

@@ -256,6 +256,7 @@ fn object(workload: &Workload) -> Object {
         phase: workload.phase,
         host_network: false,
         sidecar: false,
+        marked: false,
         terminating: false,
         created: 20_260_105_100_122,
         netns: None,

@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 //!
-//! `adit node` is a daemon; every other subcommand is a person's question. Clap refuses what is
+//! `adit node` and `adit control` are daemons; every other subcommand is a person's question. Clap refuses what is
 //! not understood, with the nearest word that is; exit status 2 says that the question was wrong,
 //! 1 that the answer is no or could not be had.
 
@@ -9,10 +9,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, MeshArgs, NodeArgs};
+use crate::cni;
+use crate::config::{self, CaArgs, ControlArgs, MeshArgs, NodeArgs};
+use crate::control;
+use crate::control::ca::{self, Step};
 use crate::identify::Settings;
 use crate::inspect::{self, Offline, Output, Page, Target};
 use crate::node;
@@ -38,6 +42,15 @@ struct Cli {
 enum Command {
     /// Run the daemon of this node
     Node(Box<NodeArgs>),
+    /// Run as CNI plugin, as container runtimes do with CNI_COMMAND set; or remove it from a node
+    Cni {
+        #[command(subcommand)]
+        command: CniCommand,
+    },
+    /// Run the certificate authority of the cluster
+    Control(Box<ControlArgs>),
+    /// Show the authority's roots, or exchange them step by step
+    Ca(Ca),
     /// Show a node on one screen
     Status(Ask),
     /// List the pods that a node knows, of the whole cluster
@@ -58,6 +71,34 @@ enum Command {
     Check(Check),
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum CniCommand {
+    /// Remove the CNI plugin from this node: from the runtime's chain, then the binary
+    Uninstall {
+        /// Directory of the node's CNI plugins
+        #[arg(
+            long,
+            env = "ADIT_CNI_BIN_DIR",
+            value_name = "DIR",
+            hide_env_values = true
+        )]
+        cni_bin_dir: PathBuf,
+
+        /// Directory of the node's CNI configuration
+        #[arg(
+            long,
+            env = "ADIT_CNI_CONF_DIR",
+            value_name = "DIR",
+            hide_env_values = true
+        )]
+        cni_conf_dir: PathBuf,
+
+        /// Leave the binary: CRI-O executes it once more for each pod that was made with it
+        #[arg(long)]
+        keep_binary: bool,
+    },
 }
 
 /// How to reach a node, and how to print.
@@ -140,6 +181,39 @@ struct Check {
     mesh: MeshArgs,
 }
 
+/// Exchanges the root of `adit control` without cutting anybody off: stage, wait, promote, wait,
+/// retire. A step that comes too early is refused and says when it is possible.
+#[derive(Debug, Args)]
+struct Ca {
+    #[command(subcommand)]
+    step: CaStep,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaStep {
+    /// Show which roots are trusted, which one signs, and what can be done next
+    Status(CaArgs),
+    /// Make a new root and let it be trusted beside the one that signs
+    Stage(CaArgs),
+    /// Let the staged root sign; refused until everybody trusts it
+    Promote(CaArgs),
+    /// Forget the old root; refused until none of its certificates can be in use
+    Retire(CaArgs),
+}
+
+impl Ca {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let (step, args) = match self.step {
+            CaStep::Status(args) => (Step::Status, args),
+            CaStep::Stage(args) => (Step::Stage, args),
+            CaStep::Promote(args) => (Step::Promote, args),
+            CaStep::Retire(args) => (Step::Retire, args),
+        };
+        ca::run(step, &args.place(), &mut io::stdout().lock())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 fn output(word: String) -> Output {
     match word.as_str() {
         "json" => Output::Json,
@@ -154,6 +228,9 @@ fn output(word: String) -> Output {
 /// Why it could not be done. What is wrong with the arguments themselves is told at once, and the
 /// exit status says so.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    if let Some(environment) = config::plugin() {
+        return Ok(cni::run(&environment, io::stdin(), &mut io::stdout())?);
+    }
     match Cli::try_parse_from(arguments) {
         Ok(cli) => cli.command.run(),
         Err(error) => {
@@ -168,6 +245,9 @@ impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
         let page = match self {
             Self::Node(args) => return run_node(*args),
+            Self::Cni { command } => return command.run(),
+            Self::Control(args) => return run_control(*args),
+            Self::Ca(ca) => return ca.run(),
             Self::Explain(args) => return args.run(),
             Self::Check(args) => return args.run(),
             Self::Version => {
@@ -188,10 +268,39 @@ impl Command {
     }
 }
 
+impl CniCommand {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let Self::Uninstall {
+            cni_bin_dir,
+            cni_conf_dir,
+            keep_binary,
+        } = self;
+        let removed = node::uninstall(&cni_bin_dir, &cni_conf_dir, keep_binary);
+        let removed = removed.with_context(|| {
+            let (bin, conf) = (cni_bin_dir.display(), cni_conf_dir.display());
+            format!("cannot remove the CNI plugin from {bin} and {conf}: run as root on the node")
+        })?;
+        for path in removed {
+            writeln!(io::stdout(), "removed {}", path.display())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 fn run_node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     match args.check() {
         Ok(config) => {
             node::run(config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => misused(error),
+    }
+}
+
+fn run_control(args: ControlArgs) -> anyhow::Result<ExitCode> {
+    match args.check() {
+        Ok(config) => {
+            control::run(config)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => misused(error),
@@ -259,6 +368,7 @@ fn offline(
             trust_domain: mesh.trust_domain,
             cluster_domain: mesh.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
+            marking: None,
         },
         root_namespace: mesh.root_namespace,
     })

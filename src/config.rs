@@ -5,6 +5,10 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod control;
+mod plugin;
+mod value;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,10 +17,16 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use crate::cluster::Access;
 use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
 use crate::sys::socket::Congestion;
 use crate::telemetry::log::{Filter, Format};
+
+use value::{address, busy_poll, ca, dns_name, duration, label, namespace};
+
+pub use control::{CaArgs, ControlArgs};
+pub use plugin::{InstallArgs, plugin};
 
 /// The label that enrols unless others are added.
 const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
@@ -24,6 +34,10 @@ const ENROL_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
 const WORKERS: usize = 8;
 /// The shortest certificate that can be renewed in time.
 const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(10);
+/// The source that is the API server.
+const KUBE: &str = "kube";
+/// A watch that may not even be silent for this long is never open.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 
 /// Why flags that are each well-formed do not make a daemon.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +49,7 @@ pub enum Error {
     #[error("no node name: give --node NAME, or set NODE_NAME (in a pod: from spec.nodeName)")]
     NoNode,
     /// Nothing to read objects from.
-    #[error("no source: give --source FILE or --source DIR, once or more often")]
+    #[error("no source: give --source FILE or --source DIR, once or more often, or --source kube")]
     NoSource,
     /// A source is not there or not readable.
     #[error("cannot read --source {path:?}")]
@@ -46,15 +60,43 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
-    /// The watch of the Kubernetes API.
-    #[error("--source kube comes with the Kubernetes watch: give files or directories")]
-    Kube,
+    /// The Kubernetes API where only files will do.
+    #[error("--source kube is for a node: give files or directories, or ask a node")]
+    OnlyFiles,
+    /// Files beside the Kubernetes API.
+    #[error(
+        "--source kube stands alone: what the API server says and what files say would contradict"
+    )]
+    KubeAndFiles,
+    /// No API server to watch.
+    #[error(
+        "--source kube: no API server: run in a pod, give --kubeconfig FILE, or set KUBECONFIG"
+    )]
+    NoApiServer,
+    /// A kubeconfig is not there or not readable.
+    #[error("cannot read kubeconfig {path:?}: give another with --kubeconfig")]
+    Kubeconfig {
+        /// What was given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Healthy watches would be taken for dead.
+    #[error("--watch-silence {0:?} is too short: give 1s or more; the default suits API servers")]
+    WatchSilence(Duration),
     /// Nobody to sign certificates.
-    #[error("no certificate authority: give --ca dir:PATH (the first daemon makes it)")]
+    #[error(
+        "no certificate authority: give --ca dir:PATH (the first daemon makes it), or \
+         --ca https://HOST:PORT (adit control, istiod or istio-csr)"
+    )]
     NoCa,
     /// Certificates would end before they could be renewed.
     #[error("--cert-validity {0:?} is too short: give 10s or more")]
     CertValidity(Duration),
+    /// The same, for those of others.
+    #[error("--max-validity {0:?} is too short: give 10s or more")]
+    MaxValidity(Duration),
 }
 
 /// The flags of `adit node`, each with its twin in the environment.
@@ -64,25 +106,68 @@ pub struct NodeArgs {
     #[arg(long, env = "ADIT_NODE", value_name = "NAME", hide_env_values = true)]
     pub node: Option<String>,
 
-    /// File or directory of Kubernetes objects, YAML or JSON; may be repeated
+    /// File or directory of Kubernetes objects, YAML or JSON, may be repeated; or kube, to watch
+    /// the API server
     #[arg(
         long,
         env = "ADIT_SOURCE",
-        value_name = "FILE|DIR",
+        value_name = "FILE|DIR|kube",
         value_delimiter = ',',
         hide_env_values = true
     )]
     pub source: Vec<PathBuf>,
 
-    /// Certificate authority: a directory that all nodes share, made by the first that needs it
+    /// How the API server is reached [default: KUBECONFIG, else the pod's service account]
+    #[arg(
+        long,
+        env = "ADIT_KUBECONFIG",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// How long a watch of the API server may be silent before it is opened anew. A server says
+    /// something every 75 seconds at least
+    #[arg(
+        long,
+        env = "ADIT_WATCH_SILENCE",
+        value_name = "DURATION",
+        default_value = "90s",
+        value_parser = duration,
+        hide_env_values = true
+    )]
+    pub watch_silence: Duration,
+
+    /// Certificate authority: a directory that all nodes share, made by the first that needs it; or
+    /// a program that speaks Istio's certificate protocol: adit control, istiod, istio-csr
     #[arg(
         long,
         env = "ADIT_CA",
-        value_name = "dir:PATH",
+        value_name = "dir:PATH|https://HOST:PORT",
         value_parser = ca,
         hide_env_values = true
     )]
     pub ca: Option<CaSpec>,
+
+    /// With --ca https: file with this daemon's service account token, read for each request
+    #[arg(
+        long,
+        env = "ADIT_CA_TOKEN",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/tokens/adit-ca",
+        hide_env_values = true
+    )]
+    pub ca_token: PathBuf,
+
+    /// With --ca https: file with the roots of the authority's server, read for each connection
+    #[arg(
+        long,
+        env = "ADIT_CA_ROOT",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/adit/root-cert.pem",
+        hide_env_values = true
+    )]
+    pub ca_root: PathBuf,
 
     /// How objects are understood.
     #[command(flatten)]
@@ -142,6 +227,10 @@ pub struct NodeArgs {
         hide_env_values = true
     )]
     pub busy_poll: Duration,
+
+    /// Where the CNI plugin is installed.
+    #[command(flatten)]
+    pub install: InstallArgs,
 
     /// Directory of the daemon's sockets
     #[arg(
@@ -318,7 +407,7 @@ impl NodeArgs {
         let given = [
             ("--node NAME", node.is_some()),
             ("--source PATH", !self.source.is_empty()),
-            ("--ca dir:PATH", self.ca.is_some()),
+            ("--ca dir:PATH|https://HOST:PORT", self.ca.is_some()),
         ];
         let missing: Vec<_> = given
             .iter()
@@ -333,9 +422,12 @@ impl NodeArgs {
         }
         Ok(Config {
             node: node.ok_or(Error::NoNode)?,
-            source: Source::Files(sources(self.source)?),
+            source: source(self.source, self.kubeconfig, self.watch_silence)?,
             ca: self.ca.ok_or(Error::NoCa)?,
+            ca_token: self.ca_token,
+            ca_root: self.ca_root,
             enrol_labels: self.mesh.enrol_labels(),
+            install: self.install.check(&self.mesh.root_namespace),
             trust_domain: self.mesh.trust_domain,
             cluster_domain: self.mesh.cluster_domain,
             root_namespace: self.mesh.root_namespace,
@@ -357,11 +449,47 @@ impl NodeArgs {
     }
 }
 
+/// Where a node's objects come from: files, or the API server. A file that happens to be called
+/// `kube` is given as `./kube`.
+fn source(
+    paths: Vec<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    silence: Duration,
+) -> Result<Source, Error> {
+    if !paths.iter().any(|path| path.as_os_str() == KUBE) {
+        return Ok(Source::Files(sources(paths)?));
+    }
+    if paths.len() > 1 {
+        return Err(Error::KubeAndFiles);
+    }
+    if silence < SHORTEST_SILENCE {
+        return Err(Error::WatchSilence(silence));
+    }
+    let access = access(kubeconfig)?;
+    Ok(Source::Kube { access, silence })
+}
+
+/// How the API server is reached.
+fn access(given: Option<PathBuf>) -> Result<Access, Error> {
+    #[expect(clippy::disallowed_methods, reason = "this file reads the environment")]
+    let injected = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    // As kubectl has it, KUBECONFIG may name several files; they are not merged here.
+    let listed = || std::env::split_paths(&injected("KUBECONFIG")?).next();
+    match given.or_else(listed) {
+        Some(path) => match std::fs::File::open(&path) {
+            Ok(_) => Ok(Access::Kubeconfig(path)),
+            Err(cause) => Err(Error::Kubeconfig { path, cause }),
+        },
+        None if injected("KUBERNETES_SERVICE_HOST").is_some() => Ok(Access::InCluster),
+        None => Err(Error::NoApiServer),
+    }
+}
+
 /// Checks that sources are there: later a file may break or go, but a typo is told at the start.
 ///
 /// # Errors
 ///
-/// [`Error::NoSource`], [`Error::Kube`], [`Error::Source`].
+/// [`Error::NoSource`], [`Error::OnlyFiles`], [`Error::Source`].
 pub fn sources(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     if paths.is_empty() {
         return Err(Error::NoSource);
@@ -374,7 +502,7 @@ pub fn sources(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
         };
         match readable {
             Ok(()) => {}
-            Err(_) if path.as_os_str() == "kube" => return Err(Error::Kube),
+            Err(_) if path.as_os_str() == KUBE => return Err(Error::OnlyFiles),
             Err(cause) => {
                 let path = path.clone();
                 return Err(Error::Source { path, cause });
@@ -407,183 +535,5 @@ fn log_format(word: String) -> Format {
     match word.as_str() {
         "json" => Format::Json,
         _ => Format::Text,
-    }
-}
-
-fn ca(text: &str) -> Result<CaSpec, String> {
-    match text.strip_prefix("dir:") {
-        Some("") => Err("dir: needs a path, for example dir:/var/lib/adit/ca".to_owned()),
-        Some(path) => Ok(CaSpec::Directory(path.into())),
-        None if text.starts_with("https://") => {
-            Err("a remote authority comes with `adit control`: give dir:PATH".to_owned())
-        }
-        None => Err(format!("write dir:PATH, for example dir:{text}")),
-    }
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let form = "write ADDRESS:PORT, for example 127.0.0.1:15000 or [::]:15020";
-    text.parse().map_err(|_| form.to_owned())
-}
-
-/// A DNS name of RFC 1123, in lower case.
-fn dns_name(text: &str) -> Result<String, String> {
-    if text.len() <= 253 && text.split('.').all(|label| namespace(label).is_ok()) {
-        Ok(text.to_owned())
-    } else {
-        Err("not a DNS name: write for example cluster.local".to_owned())
-    }
-}
-
-/// A DNS label of RFC 1123, which names of namespaces are.
-fn namespace(text: &str) -> Result<String, String> {
-    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let ends = !text.starts_with('-') && !text.ends_with('-');
-    if (1..=63).contains(&text.len()) && ends && text.bytes().all(legal) {
-        Ok(text.to_owned())
-    } else {
-        Err("not the name of a namespace: use 1 to 63 of a-z 0-9 -".to_owned())
-    }
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
-            Ok((key.to_owned(), value.to_owned()))
-        }
-        _ => Err("write KEY=VALUE, for example istio.io/dataplane-mode=ambient".to_owned()),
-    }
-}
-
-/// Parses a time to poll: as [`duration`], or 0. Longer than [`LONGEST_BUSY_POLL`] it would cost more
-/// than any wake-up it saves.
-fn busy_poll(text: &str) -> Result<Duration, String> {
-    let time = match text {
-        "0" => Duration::ZERO,
-        _ => duration(text).map_err(|_| "write for example 60us, or 0".to_owned())?,
-    };
-    if time > LONGEST_BUSY_POLL {
-        return Err("longer than a millisecond; write for example 60us, or 0".to_owned());
-    }
-    Ok(time)
-}
-
-/// The longest time to poll.
-const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
-
-/// Parses `30s`, `1h30m`, `250ms`, `60us`, `7d`: whole numbers, each with its unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "write numbers with units, for example 30s, 1h30m, 24h".to_owned();
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let (unit, tail) = tail.split_at(letters);
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        let micros = match unit {
-            "us" => 1,
-            "ms" => 1_000,
-            "s" => 1_000_000,
-            "m" => 60_000_000,
-            "h" => 3_600_000_000,
-            "d" => 86_400_000_000,
-            _ => return Err(wrong()),
-        };
-        let part = number.checked_mul(micros).map(Duration::from_micros);
-        total = part
-            .and_then(|part| total.checked_add(part))
-            .filter(|total| *total <= LONGEST)
-            .ok_or_else(|| "longer than ten years".to_owned())?;
-        rest = tail;
-    }
-    if text.is_empty() {
-        Err(wrong())
-    } else {
-        Ok(total)
-    }
-}
-
-/// No duration that is meant is longer, and no clock overflows by it.
-const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_to_poll_is_short() {
-        let check = |text, expect: Option<u64>| {
-            let parsed = busy_poll(text).ok();
-            assert_eq!(parsed, expect.map(Duration::from_micros), "{text}");
-        };
-        check("0", Some(0));
-        check("60us", Some(60));
-        check("1ms", Some(1000));
-        check("2ms", None);
-        check("60", None);
-        check("", None);
-    }
-
-    #[test]
-    fn durations_have_units() {
-        let check = |text: &str, expect: Option<u64>| {
-            let parsed = duration(text).ok().map(|d| d.as_millis());
-            assert_eq!(parsed, expect.map(u128::from), "{text:?}");
-        };
-        check("30s", Some(30_000));
-        check("0s", Some(0));
-        check("250ms", Some(250));
-        check("1h30m", Some(5_400_000));
-        check("7d", Some(604_800_000));
-        check("30", None);
-        check("s", None);
-        check("", None);
-        check("-1s", None);
-        check("1.5h", None);
-        check("30 s", None);
-        check("1y", None);
-        check("99999999999999999999s", None);
-        check("18446744073709551615d", None);
-    }
-
-    #[test]
-    fn authorities_say_what_they_are() {
-        let check = |text: &str, expect: Result<&str, &str>| match (ca(text), expect) {
-            (Ok(ca), Ok(expect)) => assert_eq!(ca.to_string(), expect),
-            (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
-            (got, _) => panic!("{text:?} gave {got:?}"),
-        };
-        check("dir:/ca", Ok("dir:/ca"));
-        check("/ca", Err("dir:/ca"));
-        check("dir:", Err("needs a path"));
-        check("https://istiod:15012", Err("dir:PATH"));
-    }
-
-    #[test]
-    fn names_labels_and_addresses_are_checked() {
-        let check = |valid: bool, right: bool, text: &str| assert_eq!(valid, right, "{text:?}");
-        for (text, right) in [
-            ("adit-system", true),
-            ("Adit", false),
-            ("-a", false),
-            ("", false),
-        ] {
-            check(namespace(text).is_ok(), right, text);
-        }
-        for (text, right) in [
-            ("cluster.local", true),
-            ("a..b", false),
-            ("cluster.local.", false),
-        ] {
-            check(dns_name(text).is_ok(), right, text);
-        }
-        for (text, right) in [("a/b=c", true), ("a", false), ("=c", false), ("a=", false)] {
-            check(label(text).is_ok(), right, text);
-        }
-        for (text, right) in [("[::]:1", true), (":1", false), ("localhost:1", false)] {
-            check(address(text).is_ok(), right, text);
-        }
     }
 }

@@ -10,6 +10,8 @@
 pub mod cli;
 pub mod config;
 
+pub mod cni;
+pub mod control;
 pub mod inspect;
 pub mod node;
 
@@ -26,6 +28,7 @@ pub mod source;
 pub mod telemetry;
 
 pub mod api;
+pub mod cluster;
 pub mod pipe;
 pub mod task;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Modules by layer; each may use those of lower layers only.
 const LAYERS: [&str; 10] = [
     "mesh sys",
-    "api task drain pipe",
+    "api cluster task drain pipe",
     "pki telemetry source",
     "capture identify authorize tunnel deliver",
     "explain",

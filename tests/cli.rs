@@ -76,6 +76,26 @@ fn help_and_version_are_answers() {
 }
 
 #[test]
+fn a_runtime_finds_a_plugin_whatever_the_arguments() {
+    for arguments in [&[][..], &["cni"], &["node"]] {
+        let version = said(
+            Command::new(env!("CARGO_BIN_EXE_adit"))
+                .env_clear()
+                .env("CNI_COMMAND", "VERSION")
+                .args(arguments),
+        );
+        assert_eq!(version.status, Some(0), "{}", version.err);
+        assert!(version.out.contains("supportedVersions"), "{}", version.out);
+    }
+    refused(&["cni"], &["uninstall"]);
+    refused(&["cni", "uninstall"], &["--cni-bin-dir", "--cni-conf-dir"]);
+    refused(
+        &["node", "--cni-bin-dir", "/opt/cni/bin"],
+        &["--cni-conf-dir"],
+    );
+}
+
+#[test]
 fn every_flag_of_the_node_is_told_with_its_twin_and_default() {
     let help = adit(&["node", "--help"]).out;
     for (flag, twin, default) in [
@@ -143,7 +163,10 @@ fn a_slip_is_told_with_its_mend() {
         &["node", "--ca", "/var/lib/ca"],
         &["--ca", "dir:/var/lib/ca"],
     );
-    refused(&["node", "--ca", "https://ca:15012"], &["--ca", "dir:PATH"]);
+    refused(
+        &["node", "--ca", "https://ca"],
+        &["--ca", "https://HOST:PORT"],
+    );
     refused(
         &["node", "--trust-domain", "Acme Inc"],
         &["--trust-domain", "a-z"],
@@ -184,7 +207,17 @@ fn a_daemon_is_not_started_on_half_a_configuration() {
     let gone = ["--node", "n", "--source", "/no/such.yaml", ca[0], ca[1]];
     refused(&node(&gone), &["/no/such.yaml", "No such file"]);
     let kube = ["--node", "n", "--source", "kube", ca[0], ca[1]];
-    refused(&node(&kube), &["kube", "give files"]);
+    refused(
+        &node(&kube),
+        &["no API server", "--kubeconfig", "KUBECONFIG"],
+    );
+    let both = ["--node", "n", "--source", "kube,/tmp", ca[0], ca[1]];
+    refused(&node(&both), &["kube stands alone"]);
+    let hasty = [&kube[..], &["--watch-silence", "500ms"]].concat();
+    refused(&node(&hasty), &["--watch-silence", "1s or more"]);
+    let gone = [&kube[..], &["--kubeconfig", "/no/such"]].concat();
+    refused(&node(&gone), &["kubeconfig", "/no/such", "No such file"]);
+    refused(&["check", "--source", "kube"], &["kube is for a node"]);
     let short = [
         "--node",
         "n",

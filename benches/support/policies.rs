@@ -65,6 +65,7 @@ pub(crate) fn workload(domain: &TrustDomain) -> Workload {
         enrolment: Enrolment::Enrolled,
         phase: Phase::Running,
         host_network: false,
+        reach: adit::mesh::Reach::AsEnrolled,
         netns: None,
     }
 }

@@ -78,6 +78,32 @@ pub struct Sources {
     pub problems: Vec<Problem>,
     /// What was left aside without harm: kinds that are not used.
     pub notes: Vec<String>,
+    /// How each watch of the API server is; none where files are read.
+    #[serde(default)]
+    pub watches: Vec<Watch>,
+}
+
+/// The watch of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// The kind.
+    pub kind: String,
+    /// Whether it is watched right now, or known not to be served.
+    pub connected: bool,
+    /// Whether it has been read to its end once.
+    pub synced: bool,
+    /// Whether the cluster does not know this kind.
+    pub absent: bool,
+    /// Objects that are known.
+    pub objects: usize,
+    /// When the API server was last heard on it, seconds since 1970; 0 for never.
+    pub heard: u64,
+    /// How often it was listed anew after the first time.
+    pub relists: u64,
+    /// How often it failed.
+    pub errors: u64,
+    /// Why it is not watched right now, once that has lasted.
+    pub error: Option<String>,
 }
 
 /// One thing that is wrong in the sources.
@@ -179,7 +205,7 @@ pub struct Connection {
     pub worker: usize,
     /// `outbound` or `inbound`.
     pub direction: String,
-    /// `tunnel`, `same_node` or `plain`.
+    /// `tunnel`, `same_node`, `plain` or `probe`.
     pub path: String,
     /// `address:port` of the source.
     pub source: String,

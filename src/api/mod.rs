@@ -6,9 +6,10 @@
 mod dump;
 pub mod explain;
 mod objects;
+pub mod plugin;
 mod status;
 
-pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources};
+pub use dump::{Certificate, Config, Connection, Dump, Pod, PodState, Problem, Sources, Watch};
 pub use objects::{Endpoint, Notice, Policy, PolicyScope, Service, ServicePort, Workload};
 pub use status::{CertificateCounts, ObjectCounts, PodCounts, Status};
 

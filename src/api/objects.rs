@@ -48,7 +48,7 @@ impl From<&mesh::Workload> for Workload {
             zone: workload.zone.to_string(),
             ips: workload.ips.to_vec(),
             owner: format!("{}/{}", workload.owner.kind, workload.owner.name),
-            enrolled: workload.enrolled(),
+            enrolled: workload.tunnelled(),
             bypass: match workload.enrolment {
                 mesh::Enrolment::Enrolled => None,
                 mesh::Enrolment::Bypass(why) => Some(why.reason().to_owned()),

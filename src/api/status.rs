@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::Problem;
+use crate::api::{Problem, Watch};
 
 /// How a node is, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct Status {
     pub connections_kept: u64,
     /// What is wrong in the sources.
     pub problems: Vec<Problem>,
+    /// How each watch of the API server is; none where files are read.
+    #[serde(default)]
+    pub watches: Vec<Watch>,
     /// Failures of pods and certificates, one line each.
     pub failures: Vec<String>,
 }

@@ -8,7 +8,7 @@ use crate::authorize::memo::Memo;
 use crate::authorize::mtls::{Modes, Mtls};
 use crate::authorize::{Denial, DryRun, Grant, Permit, Refusal, Verdict, Would};
 use crate::mesh::policy::{Action, AuthorizationPolicy};
-use crate::mesh::{Direction, Flow};
+use crate::mesh::{Direction, Flow, Path};
 
 /// Decides the flows that arrive at one workload. A clone costs one counter, and deciding takes
 /// no lock.
@@ -80,12 +80,12 @@ impl Evaluator {
     }
 
     /// Why a flow that was permitted would now be refused. Policy has no say over flows that
-    /// leave.
+    /// leave, nor over probes.
     #[must_use]
     pub fn recheck(&self, permit: &Permit) -> Option<Denial> {
-        match permit.flow.direction {
-            Direction::Outbound => None,
-            Direction::Inbound => self.answer(&Asked::of(&permit.flow)).0.err(),
+        match (permit.flow.direction, permit.flow.path) {
+            (Direction::Outbound, _) | (_, Path::Probe) => None,
+            (Direction::Inbound, _) => self.answer(&Asked::of(&permit.flow)).0.err(),
         }
     }
 

@@ -48,7 +48,8 @@ mod tests;
 use std::fmt;
 
 use crate::mesh::policy::PolicyName;
-use crate::mesh::{Direction, Flow};
+use crate::mesh::{Direction, Flow, Path};
+use crate::sys::sockdiag::{Owner, Process};
 
 pub use evaluator::{Considered, Evaluator};
 pub use store::{Change, Policies, Scope, Store};
@@ -101,6 +102,26 @@ pub fn outbound(flow: Flow) -> Permit {
         },
         granted_by: None,
     }
+}
+
+/// Permits a flow that is a probe of this node's kubelet, whatever the pod's policies say: they are
+/// about who uses the application, and kubelet, which started it, must see whether it lives. The
+/// kernel says so by the socket at the other end, which must be that of this very connection and of
+/// kubelet's process; `None` if it is not.
+#[must_use]
+pub fn probe(flow: &Flow, socket: &Owner, kubelet: Process) -> Option<Permit> {
+    let (from, to) = (flow.source.addr, flow.destination.addr);
+    let attested = flow.direction == Direction::Inbound
+        && flow.path == Path::Plain
+        && socket.connects(from, to)
+        && socket.is(kubelet);
+    attested.then(|| Permit {
+        flow: Flow {
+            path: Path::Probe,
+            ..flow.clone()
+        },
+        granted_by: None,
+    })
 }
 
 /// What was decided about a flow.

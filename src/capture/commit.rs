@@ -124,7 +124,7 @@ impl Capture {
             .filter(|stray| before.spares(stray))
             .map(Connection::of)
             .collect();
-        if before.lets_pass() {
+        if before.lets_pass() && !self.options.fresh {
             self.write(Mode::Full, &kept, true)?;
             // No new stray can appear any more; but some may have, just before. What they send is
             // held until they are known.

@@ -12,9 +12,11 @@
 //! listeners are gone is cut off; never open.
 
 mod accept;
+mod attest;
 mod commit;
 mod enrol;
 mod existing;
+mod find;
 mod nft;
 mod probe;
 mod rules;
@@ -27,8 +29,10 @@ use crate::mesh::{Family, TUNNEL_PORT};
 use crate::sys::socket::Listener;
 
 pub use accept::{ACCEPT_PAUSE, AcceptError, Accepted, Captured, Refused, accept, classify};
+pub use attest::Kubelet;
 pub use enrol::{Capture, Options, clean, enrol, leftover};
 pub use existing::{Connection, Existing, Treated};
+pub use find::{Missing, Sought, find};
 pub use nft::Failure;
 pub use probe::{Unfit, probe};
 pub use rules::{LOOP, TABLE};

@@ -118,6 +118,7 @@ pub fn probe() -> Result<(), Unfit> {
     let options = Options {
         workers: 1,
         existing: Existing::Keep,
+        fresh: false,
     };
     let own = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mut capture = enrol(&netns, &[own], &options).map_err(|error| explain(&netns, error))?;

@@ -184,7 +184,7 @@ fn way(
         }
         let to = dialled.addr;
         let workload = facts.workload_at(to.ip()).map(Arc::clone);
-        return Ok(match workload.filter(|workload| workload.enrolled()) {
+        return Ok(match workload.filter(|workload| workload.tunnelled()) {
             Some(workload) => Way::Enforced {
                 workload,
                 service: None,

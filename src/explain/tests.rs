@@ -86,6 +86,7 @@ fn pod(name: &str, node: &str, ip: &str, enrolment: Enrolment) -> Arc<Workload> 
         enrolment,
         phase: Phase::Running,
         host_network: false,
+        reach: crate::mesh::Reach::AsEnrolled,
         netns: None,
     })
 }

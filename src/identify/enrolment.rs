@@ -46,6 +46,18 @@ pub fn enrolment(pod: &Pod, namespace_labels: &Labels, settings: &Settings) -> E
     decide(facts, namespace_labels, settings)
 }
 
+/// Whether a pod that says nothing for itself is enrolled by its namespace.
+pub(super) fn enrols(namespace: &str, labels: &Labels, settings: &Settings) -> bool {
+    let nothing = Facts {
+        namespace,
+        labels: &Labels::default(),
+        phase: Phase::Running,
+        host_network: false,
+        sidecar: false,
+    };
+    decide(nothing, labels, settings) == Enrolment::Enrolled
+}
+
 pub(super) fn decide(pod: Facts<'_>, namespace_labels: &Labels, settings: &Settings) -> Enrolment {
     let says = |labels: &Labels, key: &str, value: &str| {
         labels.get(key).is_some_and(|label| **label == *value)

@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use crate::identify::Settings;
 use crate::identify::addresses::{Contested, claims, same_pod};
-use crate::identify::enrolment::{Facts, decide, enrolment};
+use crate::identify::enrolment::{Facts, decide, enrolment, enrols};
 use crate::identify::identities::Identities;
 use crate::identify::services::Services;
 use crate::identify::snapshot::{Record, Snapshot};
 use crate::identify::table::pair;
-use crate::mesh::{Enrolment, Identity, IdentityError, Labels, Workload};
+use crate::mesh::{Enrolment, Identity, IdentityError, Labels, Reach, Workload};
 use crate::source::{Change, Key, Kind, Namespace, Node, Object, Pod};
 
 /// An object that could not be taken in. Its last good version stands.
@@ -66,6 +66,13 @@ impl Index {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::new(self.state.clone())
+    }
+
+    /// The namespaces, and whether each enrols its pods.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        self.namespaces
+            .iter()
+            .map(|(name, labels)| (name, enrols(name, labels, &self.settings)))
     }
 
     /// Takes changes in, in their order, and says which could not be. Policies are not its own:
@@ -190,7 +197,17 @@ impl Index {
             enrolment,
             phase: pod.phase,
             host_network: pod.host_network,
+            reach: self.reach(pod),
             netns: pod.netns.clone(),
+        }
+    }
+
+    fn reach(&self, pod: &Pod) -> Reach {
+        match &self.settings.marking {
+            Some(own) if **own != *pod.node && pod.marked => Reach::Captured,
+            Some(own) if **own != *pod.node => Reach::Uncaptured,
+            Some(_) if pod.marked => Reach::Marked,
+            _ => Reach::AsEnrolled,
         }
     }
 

@@ -8,8 +8,8 @@
 //! 3. Neither, or a finished pod's, or a node's (and so that of any pod on its node's network):
 //!    unknown, and passed on as it is.
 //!
-//! The endpoint that is drawn is a workload if a pod owns its address. Whatever is not an enrolled
-//! workload is reached in plain TCP.
+//! The endpoint that is drawn is a workload if a pod owns its address. Whatever is not a workload
+//! that takes tunnels is reached in plain TCP.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -108,7 +108,7 @@ fn route(
     let to = PodAddr::new((backend.ip, backend.port).into());
     let service = service.cloned();
     match workload {
-        Some(workload) if workload.enrolled() => Route::Mesh {
+        Some(workload) if workload.tunnelled() => Route::Mesh {
             workload: workload.clone(),
             service,
             to,

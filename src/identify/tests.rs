@@ -54,6 +54,7 @@ fn pod(name: &str, node: &str, ips: &[&str]) -> Pod {
         phase: Phase::Running,
         host_network: false,
         sidecar: false,
+        marked: false,
         terminating: false,
         created: 10,
         netns: None,
@@ -816,5 +817,35 @@ proptest! {
             incremental.apply(&[Change::Remove(key(object))]);
         }
         prop_assert_eq!(dump(&incremental), dump(&Index::new(settings())));
+    }
+}
+
+#[test]
+fn where_nodes_mark_what_they_captured_a_pod_of_another_one_must_be_marked() {
+    let check = |marking: Option<&str>, node: &str, marked: bool, label: &str, tunnel: bool| {
+        let settings = Settings {
+            marking: marking.map(str::to_owned),
+            ..settings()
+        };
+        let mut index = Index::new(settings);
+        let mut pod = pod("a", node, &["10.0.0.1"]);
+        pod.marked = marked;
+        pod.labels = labels(label);
+        index.apply([Change::Upsert(Object::Pod(Box::new(pod)))]);
+        let snapshot = index.snapshot();
+        let pod = snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+        let case = format!("{marking:?} {node} {marked} {label}");
+        assert_eq!(pod.tunnelled(), tunnel, "{case}");
+        assert_eq!(pod.enrolled(), !label.is_empty(), "{case}");
+    };
+    let ambient = "adit.mesh/mode=ambient";
+    for marked in [false, true] {
+        check(None, "n2", marked, ambient, true);
+        check(None, "n2", marked, "", false);
+        // Our own node's pods are ours to capture, whatever an old mark says.
+        check(Some("n1"), "n1", marked, ambient, true);
+        check(Some("n1"), "n1", marked, "", false);
+        check(Some("n1"), "n2", marked, ambient, marked);
+        check(Some("n1"), "n2", marked, "", marked);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::api::{Problem, Status};
+use crate::api::{Problem, Status, Watch};
 use crate::inspect::table::span;
 
 /// Problems that are shown one by one; the rest are counted.
@@ -65,6 +65,9 @@ pub(crate) fn screen(status: &Status) -> String {
             status.objects.workloads, status.objects.services, status.objects.policies
         ),
     );
+    if !status.watches.is_empty() {
+        line("watches", watches(&status.watches));
+    }
     line(
         "problems",
         (status.problems.len() + status.failures.len()).to_string(),
@@ -76,6 +79,22 @@ pub(crate) fn screen(status: &Status) -> String {
         "in the sources",
         status.problems.iter().map(place),
     );
+    text
+}
+
+/// `6 of 7 open, not Pod; listed anew 2 times, failed 3 times`.
+fn watches(all: &[Watch]) -> String {
+    let closed: Vec<_> = all.iter().filter(|watch| !watch.connected).collect();
+    let mut text = format!("{} of {} open", all.len() - closed.len(), all.len());
+    for (at, watch) in closed.iter().enumerate() {
+        let before = if at == 0 { ", not " } else { ", " };
+        let _ = write!(text, "{before}{}", watch.kind);
+    }
+    let times = |of: fn(&Watch) -> u64| all.iter().map(of).sum::<u64>();
+    let (relists, errors) = (times(|watch| watch.relists), times(|watch| watch.errors));
+    if relists + errors > 0 {
+        let _ = write!(text, "; listed anew {relists} times, failed {errors} times");
+    }
     text
 }
 
@@ -140,6 +159,14 @@ mod tests {
                 object: "Pod shop/x".to_owned(),
                 message: "no name".to_owned(),
             }],
+            watches: ["Pod", "Node"]
+                .map(|kind| Watch {
+                    kind: kind.to_owned(),
+                    connected: kind == "Node",
+                    errors: 2,
+                    ..Watch::default()
+                })
+                .into(),
             failures: (0..12).map(|n| format!("pod {n}")).collect(),
             ..Status::default()
         };
@@ -149,6 +176,7 @@ mod tests {
             "ready         no\n",
             "pods          3 enrolled, 1 failed\n",
             "certificates  0 valid\n",
+            "watches       1 of 2 open, not Pod; listed anew 0 times, failed 4 times\n",
             "problems      13\n",
             "waiting for:\n  shop/web\n",
             "  pod 9\n  and 2 more\n",

@@ -69,23 +69,26 @@ pub enum Path {
     SameNode,
     /// Plain TCP, with no identity proven.
     Plain,
+    /// Plain TCP from this node's kubelet, as the kernel says: a probe.
+    Probe,
 }
 
 impl Path {
-    /// `tunnel`, `same_node` or `plain`, as access records say it.
+    /// `tunnel`, `same_node`, `plain` or `probe`, as access records say it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tunnel => "tunnel",
             Self::SameNode => "same_node",
             Self::Plain => "plain",
+            Self::Probe => "probe",
         }
     }
 
     /// Whether both ends' identities are known on this path.
     #[must_use]
     pub fn authenticated(self) -> bool {
-        !matches!(self, Self::Plain)
+        !matches!(self, Self::Plain | Self::Probe)
     }
 }
 

@@ -19,4 +19,4 @@ pub use labels::{Labels, Selector};
 pub use service::{
     InternalTrafficPolicy, Service, ServicePort, TargetPort, TrafficDistribution, service_hostname,
 };
-pub use workload::{Bypass, Enrolment, Owner, Phase, Workload};
+pub use workload::{Bypass, Enrolment, Owner, Phase, Reach, Workload};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 /// A named group of workloads behind virtual addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// `metadata.name`.
     pub name: Arc<str>,
@@ -34,7 +34,7 @@ pub fn service_hostname(service: &Service, cluster_domain: &str) -> String {
 }
 
 /// One TCP port of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Its name; empty when the service has but one port. EndpointSlices refer to ports by it.
     pub name: Arc<str>,
@@ -45,7 +45,7 @@ pub struct ServicePort {
 }
 
 /// Where a service port leads (`targetPort`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TargetPort {
     /// A number, the same on every endpoint.
     Number(u16),
@@ -54,7 +54,7 @@ pub enum TargetPort {
 }
 
 /// Which endpoints a client inside the cluster may be sent to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum InternalTrafficPolicy {
     /// Any.
     #[default]
@@ -64,7 +64,7 @@ pub enum InternalTrafficPolicy {
 }
 
 /// Which endpoints are preferred; with no near one the choice falls back to all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TrafficDistribution {
     /// All alike.
     #[default]

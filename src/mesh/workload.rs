@@ -21,6 +21,8 @@ pub struct Workload {
     pub phase: Phase,
     /// Whether it uses its node's network namespace, and so has no address of its own.
     pub host_network: bool,
+    /// What tells whether it is reached through a tunnel.
+    pub reach: Reach,
     /// Who it is: its service account, in our trust domain.
     pub identity: Identity,
     /// `metadata.uid`, or `namespace/name` where the object has none (hand-written files).
@@ -55,10 +57,20 @@ impl Workload {
             .find(|ip| Family::of(*ip) == family)
     }
 
-    /// Whether other nodes reach it through a tunnel.
+    /// Whether the mesh is to carry it.
     #[must_use]
     pub fn enrolled(&self) -> bool {
         self.enrolment == Enrolment::Enrolled
+    }
+
+    /// Whether it is reached through a tunnel.
+    #[must_use]
+    pub fn tunnelled(&self) -> bool {
+        match self.reach {
+            Reach::AsEnrolled | Reach::Marked => self.enrolled(),
+            Reach::Captured => true,
+            Reach::Uncaptured => false,
+        }
     }
 
     /// The canonical service that the field's metrics and logs call it by: the label
@@ -98,6 +110,20 @@ pub struct Owner {
     pub kind: Arc<str>,
     /// Its name; the pod's own where nothing owns it.
     pub name: Arc<str>,
+}
+
+/// What tells whether a pod is reached through a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Its [`Enrolment`]: it is ours to capture, or nobody says more.
+    #[default]
+    AsEnrolled,
+    /// The same: it is ours, and others are told that it is captured, rightly or not.
+    Marked,
+    /// Its own node says that it has captured it.
+    Captured,
+    /// Its own node does not say so: nobody takes tunnels there.
+    Uncaptured,
 }
 
 /// Whether the mesh carries a pod.

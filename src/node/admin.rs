@@ -101,6 +101,7 @@ impl Admin for Desk {
                 .map(|pod| pod.connections_kept as u64)
                 .sum(),
             problems: board.sources.problems.clone(),
+            watches: board.sources.watches.clone(),
             failures: failed_pods.chain(failed_certificates).collect(),
         }
     }

@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::ADMIN_SOCKET;
+use crate::api::{ADMIN_SOCKET, plugin};
+use crate::cluster::Access;
 use crate::mesh::TrustDomain;
+use crate::pki::remote::Address;
 use crate::sys::socket::Congestion;
 use crate::telemetry::log;
 
@@ -22,6 +24,10 @@ pub struct Config {
     pub source: Source,
     /// Who signs certificates.
     pub ca: CaSpec,
+    /// The file with the token for a remote authority.
+    pub ca_token: PathBuf,
+    /// The file with the roots of a remote authority's server.
+    pub ca_root: PathBuf,
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
     /// The DNS suffix of services.
@@ -42,6 +48,8 @@ pub struct Config {
     pub enrol_labels: Vec<(String, String)>,
     /// Namespaces that are never enrolled.
     pub excluded_namespaces: Vec<String>,
+    /// Where the CNI plugin is kept installed, if anywhere.
+    pub install: Option<Install>,
     /// The directory of sockets and state that need not outlive a boot.
     pub run_dir: PathBuf,
     /// The admin address, beside `admin.sock` in the run directory.
@@ -66,6 +74,37 @@ impl Config {
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join(ADMIN_SOCKET)
     }
+
+    /// The unix socket of the CNI plugin.
+    #[must_use]
+    pub fn plugin_socket(&self) -> PathBuf {
+        self.run_dir.join(plugin::SOCKET)
+    }
+}
+
+/// Where the CNI plugin is kept installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Install {
+    /// The node's directory of plugins.
+    pub bin_dir: PathBuf,
+    /// The node's directory of network configuration.
+    pub conf_dir: PathBuf,
+    /// How it stands in the chain.
+    pub chain: Chain,
+    /// The daemon's own namespace.
+    pub own_namespace: String,
+}
+
+/// How the CNI plugin stands in the runtime's chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Chain {
+    /// As the node's container runtime wants it; by a list of our own if that is not known.
+    #[default]
+    Auto,
+    /// By a list of our own.
+    List,
+    /// Beside the primary network's list, in its directory.
+    Beside,
 }
 
 /// Where the Kubernetes objects come from.
@@ -73,6 +112,13 @@ impl Config {
 pub enum Source {
     /// Files and directories of YAML or JSON; at least one.
     Files(Vec<PathBuf>),
+    /// A watch of the API server.
+    Kube {
+        /// Where it is, and our credentials for it.
+        access: Access,
+        /// How long a watch may be silent.
+        silence: Duration,
+    },
 }
 
 /// Who signs certificates.
@@ -80,6 +126,8 @@ pub enum Source {
 pub enum CaSpec {
     /// A root key in a directory, made by the first daemon that needs it.
     Directory(PathBuf),
+    /// A program across the network: `adit control`, istiod or istio-csr.
+    Remote(Address),
 }
 
 impl fmt::Display for CaSpec {
@@ -87,6 +135,7 @@ impl fmt::Display for CaSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
+            Self::Remote(address) => write!(f, "https://{address}"),
         }
     }
 }
@@ -134,13 +183,15 @@ impl Existing {
 }
 
 impl Source {
-    /// The paths, as text.
+    /// As the flag is written, one for each.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
-        let Self::Files(paths) = self;
-        paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect()
+        match self {
+            Self::Files(paths) => {
+                let paths = paths.iter();
+                paths.map(|path| path.display().to_string()).collect()
+            }
+            Self::Kube { .. } => vec!["kube".to_owned()],
+        }
     }
 }

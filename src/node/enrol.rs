@@ -8,17 +8,24 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use crate::capture::{self, Capture, Drift, WorkerListeners};
+use crate::capture::{self, Capture, Drift, Sought, WorkerListeners};
 use crate::node::error::Chain;
-use crate::node::pods::Wanted;
+use crate::node::pods::{Place, Wanted};
 use crate::sys::netns::Netns;
 use crate::task;
 
 /// How many pods are worked on at the same time.
 const AT_ONCE: usize = 8;
+
+/// How long a new sandbox may be without its loopback.
+const LOOPBACK: Duration = Duration::from_secs(3);
+
+/// How a sentence about a pod that was searched for in vain begins.
+pub(crate) const NOT_FOUND: &str = "its network namespace was not found";
 
 /// A captured pod's hold on the kernel.
 pub(crate) struct Held {
@@ -88,20 +95,31 @@ impl Enroller {
         }
     }
 
-    /// Captures a pod.
+    /// Captures a pod; one that is to be searched for must have been found. Of a `fresh` one it is
+    /// known that nothing runs in it yet.
     ///
     /// # Errors
     ///
     /// One sentence for people: what was tried, why it failed and what mends it.
-    pub(crate) async fn enrol(&self, pod: Wanted) -> Result<Enrolled, String> {
-        let options = self.options;
+    pub(crate) async fn enrol(
+        &self,
+        pod: Wanted,
+        found: Option<Netns>,
+        fresh: bool,
+    ) -> Result<Enrolled, String> {
+        let options = capture::Options {
+            fresh,
+            ..self.options
+        };
         self.blocking("enrol", move || {
-            let path = pod.netns.as_deref().ok_or(
-                "nobody has told its network namespace: annotate the pod with adit.mesh/netns",
-            )?;
-            let netns = open(path)?;
-            let mut capture = capture::enrol(&netns, &pod.ips, &options)
-                .map_err(|error| Chain(&error).to_string())?;
+            let netns = match (&pod.place, found) {
+                (_, Some(netns)) => netns,
+                (Place::Held(netns), None) => netns.clone(),
+                (Place::Path(path), None) => open(path)?,
+                (Place::Search, None) => return Err("it was not searched for".to_owned()),
+            };
+            let mut capture =
+                enrol(&netns, &pod, &options).map_err(|error| Chain(&error).to_string())?;
             let listeners = capture.take_listeners();
             Ok(Enrolled {
                 held: Held::new(netns, capture),
@@ -109,6 +127,24 @@ impl Enroller {
             })
         })
         .await
+    }
+
+    /// Looks for the namespaces of these pods, all in one look through the node's processes.
+    pub(crate) async fn find(&self, pods: &[Wanted]) -> HashMap<Arc<str>, Result<Netns, String>> {
+        let sought = |pod: &Wanted| Sought {
+            uid: pod.uid.clone(),
+            addresses: pod.ips.to_vec(),
+        };
+        let sought: Vec<_> = pods.iter().map(sought).collect();
+        let find = move || {
+            let found = capture::find(Path::new("/proc"), &sought).into_iter();
+            let text =
+                |missing| format!("its network namespace was not found: {}", Chain(&missing));
+            found
+                .map(|(uid, netns)| (uid, netns.map_err(text)))
+                .collect()
+        };
+        task::blocking("find", find).await.unwrap_or_default()
     }
 
     /// Captures again a pod that is being drained; its listeners are still there.
@@ -157,17 +193,28 @@ impl Enroller {
         task::blocking("check", check).await.unwrap_or_default()
     }
 
-    /// Removes what a dead daemon left in pods that are not to be captured; says in how many.
-    pub(crate) async fn clean(&self, paths: Vec<Arc<str>>) -> usize {
+    /// Removes what a dead daemon left in pods that are not to be captured; says in how many. Those
+    /// whose place nobody has told are looked for.
+    pub(crate) async fn clean(&self, pods: Vec<Wanted>) -> usize {
+        let (sought, told): (Vec<_>, Vec<_>) =
+            pods.into_iter().partition(|pod| pod.place == Place::Search);
+        let found = if sought.is_empty() {
+            HashMap::new()
+        } else {
+            self.find(&sought).await
+        };
         let clean = move || {
-            let left = |path: &Arc<str>| {
-                let netns = Netns::open(Path::new(&**path)).ok()?;
-                capture::leftover(&netns)
-                    .ok()?
-                    .then(|| capture::clean(&netns).ok())
-                    .flatten()
+            let told = told.into_iter().filter_map(|pod| match pod.place {
+                Place::Path(path) => Netns::open(Path::new(&*path)).ok(),
+                Place::Held(netns) => Some(netns),
+                Place::Search => None,
+            });
+            let left = |netns: &Netns| {
+                capture::leftover(netns).unwrap_or(false) && capture::clean(netns).is_ok()
             };
-            paths.iter().filter_map(left).count()
+            told.chain(found.into_values().flatten())
+                .filter(left)
+                .count()
         };
         task::blocking("clean", clean).await.unwrap_or_default()
     }
@@ -184,17 +231,37 @@ impl Enroller {
     }
 }
 
-fn check(pod: &Wanted, held: &Held) -> Checked {
-    let Some(path) = pod.netns.as_deref() else {
-        return Checked::Lost("its network namespace is not known any more".to_owned());
-    };
-    let netns = match open(path) {
-        Ok(netns) => netns,
-        Err(why) => return Checked::Lost(why),
-    };
-    if netns != held.netns {
-        return Checked::Lost(format!("another network namespace stands at {path}"));
+/// As [`capture::enrol`]. A runtime may make a new sandbox's loopback at the same time as it
+/// executes the chain that we are the end of; it is waited for.
+fn enrol(
+    netns: &Netns,
+    pod: &Wanted,
+    options: &capture::Options,
+) -> Result<Capture, capture::Error> {
+    let until = Instant::now() + LOOPBACK;
+    loop {
+        match capture::enrol(netns, &pod.ips, options) {
+            Err(capture::Error::NoLoopback) if options.fresh && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
     }
+}
+
+fn check(pod: &Wanted, held: &Held) -> Checked {
+    // A namespace without a path is the pod's as long as it has the pod's addresses, which the
+    // check below looks at.
+    let netns = match &pod.place {
+        Place::Path(path) => match open(path) {
+            Ok(netns) if netns != held.netns => {
+                return Checked::Lost(format!("another network namespace stands at {path}"));
+            }
+            Ok(netns) => netns,
+            Err(why) => return Checked::Lost(why),
+        },
+        Place::Held(_) | Place::Search => held.netns.clone(),
+    };
     let mut guard = held.capture();
     let Some(capture) = guard.as_mut() else {
         return Checked::Sound;

@@ -157,7 +157,7 @@ pub(crate) fn pod(entry: &Entry, held: Option<&Held>, world: &World) -> api::Pod
         state,
         reason: failed.map_or_else(String::new, |_| "enrolment_failed".to_owned()),
         error: failed.unwrap_or_default().to_owned(),
-        netns: wanted.netns.as_deref().unwrap_or_default().to_owned(),
+        netns: wanted.place.to_string(),
         netns_cookie: held.map_or(0, |held| held.netns.cookie()),
         connections_kept: held.map_or(0, Held::kept),
     }

@@ -24,8 +24,10 @@ mod handshakes;
 mod inbound;
 mod listing;
 mod live;
+mod mark;
 mod outbound;
 mod plaintext;
+mod plugin;
 mod pod;
 mod pods;
 mod same_node;
@@ -34,4 +36,5 @@ mod worker;
 mod world;
 
 pub use config::Config;
+pub use plugin::uninstall;
 pub use start::{StartError, run};

@@ -1,11 +1,13 @@
 //! One connection arriving at a captured pod in plain TCP, told from start to end.
 //!
 //! It comes from outside the mesh: a node, a pod that is not enrolled, the world. Nobody has proven
-//! anything, so policy sees it without an identity.
+//! anything, so policy sees it without an identity. What policy refuses is let in nevertheless if the
+//! kernel says that it is a probe of this node's kubelet.
 
 use std::pin::pin;
 use std::rc::Rc;
 
+use crate::authorize::{self, Permit, Refusal};
 use crate::capture::Captured;
 use crate::deliver;
 use crate::mesh::{Direction, Flow, Local, Path, Peer, canonical_ip};
@@ -15,6 +17,7 @@ use crate::node::error::Error;
 use crate::node::live::Metered;
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
+use crate::task;
 
 /// Brings one plain connection to the pod's application, if policy lets it.
 pub(crate) async fn carry(
@@ -60,7 +63,11 @@ async fn arrive(
             },
             path: Path::Plain,
         };
-        worker.decide(&local.evaluator, flow, account)?
+        worker.decide(&local.evaluator, flow, account)
+    };
+    let permit = match permit {
+        Err(Error::Authorize(refusal)) => probe(worker, refusal).await?,
+        decided => decided?,
     };
     let live = account.permitted(permit);
     let joining = pin!(async {
@@ -74,4 +81,18 @@ async fn arrive(
         )))
     });
     live.unless_ended(joining).await
+}
+
+/// What policy refuses may yet be a probe of this node's kubelet: nobody else has its socket.
+async fn probe(worker: &Worker, refusal: Box<Refusal>) -> Result<Permit, Error> {
+    let (source, destination) = (refusal.flow.source.addr, refusal.flow.destination.addr);
+    let kubelet = worker.shared.kubelet.clone();
+    if !kubelet.is_node(source.ip()) {
+        return Err(Error::Authorize(refusal));
+    }
+    let attest = move || kubelet.attest(source, destination);
+    let attested = task::blocking("attest", attest).await.flatten();
+    attested
+        .and_then(|(socket, kubelet)| authorize::probe(&refusal.flow, &socket, kubelet))
+        .ok_or(Error::Authorize(refusal))
 }

@@ -16,16 +16,43 @@
 //! back-off from half a second to thirty.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::sys::netns::Netns;
+
 /// First wait after a failed enrolment; doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait between two attempts.
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How long a pod whose sandbox went is not looked for: mostly the pod goes as well, or gets
+/// another sandbox, of which the runtime tells.
+const WITHOUT_SANDBOX: Duration = Duration::from_secs(10);
+
+/// Where a pod's network namespace is to be had from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A path names it.
+    Path(Arc<str>),
+    /// The CNI plugin has handed it over.
+    Held(Netns),
+    /// Nobody has told: it is where the pod's processes are.
+    Search,
+}
+
+impl fmt::Display for Place {
+    /// The path, or nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.write_str(path),
+            Self::Held(_) | Self::Search => Ok(()),
+        }
+    }
+}
 
 /// What the index says of a pod of this node that is to be captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +61,8 @@ pub(crate) struct Wanted {
     pub(crate) uid: Arc<str>,
     /// `namespace/name`, for people.
     pub(crate) name: Arc<str>,
-    /// The path of its network namespace; `None` while nobody has told.
-    pub(crate) netns: Option<Arc<str>>,
+    /// Where its network namespace is to be had from.
+    pub(crate) place: Place,
     /// Its addresses.
     pub(crate) ips: SmallVec<[IpAddr; 2]>,
 }
@@ -93,6 +120,8 @@ pub(crate) struct Entry {
     last_error: Option<String>,
     /// Abandon before enrolling again, because the namespace is another one now.
     moved: bool,
+    /// Its sandbox went, and until then nobody waits for another.
+    without_sandbox: Option<Instant>,
 }
 
 impl Entry {
@@ -102,6 +131,16 @@ impl Entry {
 
     pub(crate) fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Whether it is captured where it is now.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.state == State::Captured && !self.moved
+    }
+
+    /// How many attempts in a row have failed.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Why the last attempt failed, until one succeeds.
@@ -157,6 +196,24 @@ impl Pods {
         }
     }
 
+    /// The runtime has removed the pod's sandbox: what is held of it is given up at once, and another
+    /// is looked for after a while, or as soon as somebody tells of one.
+    pub(crate) fn without_sandbox(&mut self, uid: &str, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(uid) {
+            let until = now + WITHOUT_SANDBOX;
+            entry.wanted.place = Place::Search;
+            entry.without_sandbox = Some(until);
+            entry.last_error = None;
+            match entry.state {
+                State::Pending => entry.due = Some(until),
+                _ => {
+                    entry.moved = true;
+                    entry.due = Some(now);
+                }
+            }
+        }
+    }
+
     /// Live connections of a draining pod have all ended.
     pub(crate) fn idle(&mut self, uid: &str, now: Instant) {
         if let Some(entry) = self.entries.get_mut(uid)
@@ -177,8 +234,13 @@ impl Pods {
                 entry.failures = 0;
                 entry.last_error = None;
                 entry.due = None;
+                if !entry.moved {
+                    entry.without_sandbox = None;
+                }
             }
             Outcome::Failed(why) => {
+                entry.moved = false;
+                entry.without_sandbox = None;
                 let wait = FIRST_RETRY * 2_u32.saturating_pow(entry.failures.min(10));
                 entry.state = State::Pending;
                 entry.failures += 1;
@@ -190,8 +252,9 @@ impl Pods {
                 entry.due = Some(now + self.drain);
             }
             Outcome::Released => {
+                entry.moved = false;
                 entry.state = State::Pending;
-                entry.due = Some(now);
+                entry.due = Some(entry.without_sandbox.unwrap_or(now));
             }
         }
         if !entry.still_wanted && entry.state == State::Pending {
@@ -218,6 +281,11 @@ impl Pods {
     /// All pods, by UID.
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    /// One pod.
+    pub(crate) fn entry(&self, uid: &str) -> Option<&Entry> {
+        self.entries.get(uid)
     }
 
     /// The pods whose kernel state is to be checked.
@@ -248,8 +316,10 @@ impl Pods {
 
     /// The wanted pods that are not captured: what readiness waits for.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Entry> {
-        let served = |entry: &&Entry| entry.still_wanted && entry.state != State::Captured;
-        self.entries.values().filter(served)
+        let waits = |entry: &&Entry| {
+            entry.still_wanted && entry.state != State::Captured && entry.without_sandbox.is_none()
+        };
+        self.entries.values().filter(waits)
     }
 }
 
@@ -268,18 +338,21 @@ impl Entry {
             failures: 0,
             last_error: None,
             moved: false,
+            without_sandbox: None,
         }
     }
 
     fn want(&mut self, wanted: Wanted, now: Instant) {
         let back = !self.still_wanted;
         let changed = self.wanted != wanted;
-        if changed && self.state == State::Captured {
+        // What is under way is for the place that was; what comes of it is given up.
+        if changed && self.state != State::Pending {
             self.moved = true;
         }
         if back || changed {
             self.due = Some(now);
             self.failures = 0;
+            self.without_sandbox = None;
         }
         self.still_wanted = true;
         self.wanted = wanted;
@@ -326,7 +399,7 @@ mod tests {
         Wanted {
             uid: uid.into(),
             name: format!("ns/{uid}").into(),
-            netns: Some(netns.into()),
+            place: Place::Path(netns.into()),
             ips: SmallVec::from_slice(&["10.0.0.1".parse().unwrap()]),
         }
     }
@@ -446,5 +519,48 @@ mod tests {
         pods.done("b", Outcome::Failed("gone".into()), t);
         assert_eq!(pods.due(t), vec![Action::Drain("a".into())]);
         assert_eq!(pods.entries().count(), 1);
+    }
+
+    #[test]
+    fn a_place_that_changes_while_the_pod_enrols_is_followed() {
+        let t = Instant::now();
+        let mut pods = Pods::new(Duration::from_secs(30));
+        pods.want(vec![pod("a", "/old")], t);
+        pods.due(t);
+        pods.want(vec![pod("a", "/new")], t);
+        pods.done("a", Outcome::Enrolled, t);
+        assert_eq!(pods.due(t), vec![Action::Abandon("a".into())]);
+        pods.done("a", Outcome::Released, t);
+        assert_eq!(pods.due(t), vec![Action::Enrol(pod("a", "/new"))]);
+        pods.want(vec![pod("a", "/newer")], t);
+        pods.done("a", Outcome::Failed("gone".into()), t);
+        assert_eq!(
+            pods.due(at(t, 500)),
+            vec![Action::Enrol(pod("a", "/newer"))]
+        );
+    }
+
+    #[test]
+    fn a_pod_whose_sandbox_went_is_given_up_and_looked_for_later() {
+        let t = Instant::now();
+        let mut pods = Pods::new(Duration::from_secs(30));
+        pods.want(vec![pod("a", "/a")], t);
+        pods.due(t);
+        pods.done("a", Outcome::Enrolled, t);
+        pods.without_sandbox("a", t);
+        let sought = Wanted {
+            place: Place::Search,
+            ..pod("a", "")
+        };
+        pods.want(vec![sought.clone()], t);
+        assert_eq!(pods.due(t), vec![Action::Abandon("a".into())]);
+        pods.done("a", Outcome::Released, t);
+        assert_eq!(pods.waiting().count(), 0, "nobody waits for what is going");
+        assert!(pods.due(at(t, 9_999)).is_empty());
+        assert_eq!(pods.due(at(t, 10_000)), vec![Action::Enrol(sought)]);
+        pods.done("a", Outcome::Failed("no process".into()), t);
+        assert_eq!(pods.waiting().count(), 1, "it is still said to run");
+        pods.want(vec![pod("a", "/b")], t);
+        assert_eq!(pods.due(t), vec![Action::Enrol(pod("a", "/b"))]);
     }
 }

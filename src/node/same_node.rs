@@ -150,6 +150,7 @@ mod tests {
             enrolment: Enrolment::Enrolled,
             phase: Phase::Running,
             host_network: false,
+            reach: crate::mesh::Reach::AsEnrolled,
             netns: None,
         };
         Announcement {

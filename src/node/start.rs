@@ -7,7 +7,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::authorize;
-use crate::capture;
+use crate::capture::{self, Kubelet};
 use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
@@ -28,12 +28,13 @@ use crate::node::config::{CaSpec, Config, Existing, Source};
 use crate::node::control::Control;
 use crate::node::enrol::Enroller;
 use crate::node::events;
+use crate::node::plugin;
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
-use crate::pki::Certificates;
 use crate::pki::directory::{self, DirectoryCa};
-use crate::source::Files;
+use crate::pki::remote::{self, RemoteCa};
+use crate::pki::{Certificates, Issuer};
 use crate::sys;
 use crate::sys::socket;
 use crate::task;
@@ -63,6 +64,9 @@ pub enum StartError {
     /// The certificate authority cannot be used.
     #[error("cannot use the certificate authority")]
     Ca(#[source] directory::Error),
+    /// The remote authority's address is not one.
+    #[error("cannot use the address of the certificate authority: write --ca https://HOST:PORT")]
+    CaAddress(#[source] ::http::Error),
     /// An address to listen on is taken or not ours.
     #[error("cannot serve {purpose}: free the address, or choose another with {flag}")]
     Listen {
@@ -74,6 +78,9 @@ pub enum StartError {
         #[source]
         cause: http::Error,
     },
+    /// The CNI plugin cannot be served.
+    #[error("cannot serve the CNI plugin at {0}: choose another directory with --run-dir")]
+    Plugin(PathBuf, #[source] io::Error),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("cannot start {0}")]
     System(&'static str, #[source] io::Error),
@@ -110,10 +117,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
-    let CaSpec::Directory(path) = &config.ca;
-    let authority = DirectoryCa::open(path, &config.trust_domain)
-        .map_err(StartError::Ca)?
-        .with_validity(config.cert_validity);
+    let issuer = issuer(&config.ca, config)?;
     let metrics = Metrics::new(
         config.workers,
         &config.cluster_domain,
@@ -121,7 +125,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         Instant::now(),
     );
     let metrics = Arc::new(metrics);
-    let certificates = Certificates::new(Arc::new(authority), events::observer(&metrics));
+    let certificates = Certificates::new(issuer, events::observer(&metrics));
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(config));
     let world = World::new(index.snapshot(), policies.policies(), [], None);
@@ -133,6 +137,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         world: ArcSwap::from_pointee(world),
         certificates,
         announcements: SameNode::default(),
+        kubelet: Arc::new(Kubelet::new(Path::new("/proc"))),
         busy_poll: BusyPoll::new(busy_poll_time(config)),
         metrics,
         limits: tunnel::Limits {
@@ -140,6 +145,27 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
             ..tunnel::Limits::default()
         },
     })
+}
+
+/// A remote authority need not answer yet: pods wait for it, and this daemon's readiness with them.
+fn issuer(ca: &CaSpec, config: &Config) -> Result<Arc<dyn Issuer>, StartError> {
+    match ca {
+        CaSpec::Directory(path) => {
+            let authority =
+                DirectoryCa::open(path, &config.trust_domain).map_err(StartError::Ca)?;
+            Ok(Arc::new(authority.with_validity(config.cert_validity)))
+        }
+        CaSpec::Remote(address) => {
+            let settings = remote::Settings {
+                address: address.clone(),
+                token: config.ca_token.clone(),
+                root: config.ca_root.clone(),
+                validity: config.cert_validity,
+            };
+            let authority = RemoteCa::new(settings).map_err(StartError::CaAddress)?;
+            Ok(Arc::new(authority))
+        }
+    }
 }
 
 /// Time awake counts against a quota as any other, and a daemon that has used up its own stands still
@@ -158,6 +184,10 @@ fn index_settings(config: &Config) -> identify::Settings {
         cluster_domain: config.cluster_domain.clone(),
         enrol_labels: config.enrol_labels.clone(),
         excluded_namespaces: config.excluded_namespaces.clone(),
+        marking: match config.source {
+            Source::Files(_) => None,
+            Source::Kube { .. } => Some(config.node.clone()),
+        },
     }
 }
 
@@ -181,15 +211,22 @@ async fn run_control(
         "certificates",
         shared.certificates.clone().run(),
     ));
+    let (asked, questions) = mpsc::unbounded_channel();
+    let socket = config.plugin_socket();
+    tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
+    if let Some(install) = config.install.clone() {
+        let installed = shared.metrics.daemon.plugin_installed.clone();
+        let keep = plugin::keep(config.clone(), install, installed);
+        tasks.push(task::spawn("install", keep));
+    }
     let signals =
         signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
-    let Source::Files(paths) = &config.source;
-    let files = Files::new(paths.clone());
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
     let options = capture::Options {
         workers: config.workers,
         existing: existing(&config),
+        fresh: false,
     };
     let enroller = Enroller::new(options);
     tracing::info!(
@@ -206,8 +243,9 @@ async fn run_control(
         policies,
         enroller,
         board,
-    );
-    control.run(files, signals).await;
+    )
+    .map_err(|cause| StartError::System("the watch of the API server", cause))?;
+    control.run(signals, questions).await;
     for worker in &workers {
         let _ = worker.send(Command::End);
     }

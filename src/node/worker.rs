@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::api;
 use crate::authorize::{Evaluator, Permit, Verdict};
-use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Port, WorkerListeners};
+use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Kubelet, Port, WorkerListeners};
 use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
 use crate::node::account::Account;
 use crate::node::busy_poll::BusyPoll;
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) announcements: SameNode,
     /// How long a worker looks for more before it sleeps.
     pub(crate) busy_poll: BusyPoll,
+    /// Who probes our pods.
+    pub(crate) kubelet: Arc<Kubelet>,
     /// All counters.
     pub(crate) metrics: Arc<Metrics>,
     /// Deadlines and bounds of tunnels.

@@ -223,16 +223,22 @@ fn facts(
     leaf: &CertificateDer<'_>,
 ) -> Result<(String, SystemTime, SystemTime), UnusableCertificate> {
     let (_, leaf) = parse_x509_certificate(leaf).map_err(|_| UnusableCertificate::Malformed)?;
-    let mut serial = String::new();
-    for byte in leaf.raw_serial() {
-        let _ = write!(serial, "{byte:02x}");
-    }
+    let serial = hexadecimal(leaf.raw_serial());
     let validity = leaf.validity();
     Ok((
         serial,
         time(validity.not_before.timestamp()),
         time(validity.not_after.timestamp()),
     ))
+}
+
+/// Bytes in lower-case hexadecimal, without separators.
+pub(in crate::pki) fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Seconds since 1970 as a time; what lies before counts as 1970.

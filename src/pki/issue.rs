@@ -1,7 +1,7 @@
 //! Asking for a certificate: the trait that every authority implements, and the request that a
 //! remote one is sent.
 //!
-//! [`directory`](crate::pki::directory) implements it with files; a remote authority implements it
+//! [`directory`](crate::pki::directory) implements it with files, [`remote`](crate::pki::remote)
 //! with the network.
 
 use std::time::{Duration, SystemTime};
@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::mesh::Identity;
 use crate::pki::certificate::{Certificate, Parts, UnusableCertificate};
 use crate::pki::directory;
+use crate::pki::remote;
 
 /// An authority that gives out certificates.
 pub trait Issuer: Send + Sync {
@@ -35,6 +36,9 @@ pub enum IssueError {
     /// The CA directory does not allow it; the cause says what to mend.
     #[error("the CA directory cannot issue")]
     Directory(#[source] directory::Error),
+    /// The remote authority gave none; the cause says what to mend.
+    #[error("the remote authority did not issue")]
+    Remote(#[source] remote::Error),
     /// A key, request or certificate could not be made on this machine.
     #[error("making a key or certificate failed")]
     Crypto(#[source] rcgen::Error),
@@ -55,6 +59,7 @@ impl IssueError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Directory(error) => error.reason(),
+            Self::Remote(error) => error.reason(),
             Self::Crypto(_) => "crypto",
             Self::Unusable(_) => "unusable_certificate",
             Self::Timeout(_) => "timeout",

@@ -356,7 +356,7 @@ fn text_at<'v>(value: &'v Value, field: &str) -> Option<&'v str> {
 }
 
 /// The key of an object of which only the metadata's names need be right.
-fn named(kind: Kind, value: &Value, interner: &mut Interner) -> Result<Key, Invalid> {
+pub(super) fn named(kind: Kind, value: &Value, interner: &mut Interner) -> Result<Key, Invalid> {
     let meta = value.get("metadata");
     let text = |field: &str| {
         match meta?.get(field)? {
@@ -389,7 +389,7 @@ fn invalid(key: Option<Key>, value: &Value, line: u32, message: &str) -> Parsed 
 }
 
 /// A policy never fails to be read: what cannot be understood must refuse, not vanish.
-fn policy(kind: Kind, key: &Key, value: &Value) -> Object {
+pub(super) fn policy(kind: Kind, key: &Key, value: &Value) -> Object {
     let mut annotations = BTreeMap::new();
     if let Some(Value::Object(all)) = value.pointer("/metadata/annotations") {
         for (name, text) in all {

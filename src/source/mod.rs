@@ -1,6 +1,6 @@
 //! Kubernetes objects, from wherever they come, reduced to what the journey needs.
 //!
-//! [`Files`] reads them from YAML and JSON files; a watch of the API server will be its sibling.
+//! [`Files`] reads them from YAML and JSON files, [`Kube`](kube::Kube) watches the API server.
 //! Both speak [`Change`], and [`identify::Index`](crate::identify::Index) is built from nothing
 //! else, so that there is one path from objects to index. The objects are slim ([`Pod`] and its
 //! neighbours in `object.rs`): everything that no later stage asks for is dropped at this door,
@@ -16,6 +16,7 @@ mod block;
 mod chunk;
 mod files;
 mod intern;
+pub mod kube;
 mod ledger;
 mod listing;
 mod object;
@@ -158,7 +159,7 @@ pub enum Change {
 /// Something in the source that a person has to mend. Until then the last good state stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, or the path that was asked for.
+    /// The file, or the path that was asked for; `kube` for the API server.
     pub file: PathBuf,
     /// The line, from 1; 0 when the problem is about the whole file.
     pub line: u32,

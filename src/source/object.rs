@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::mesh::{Family, Labels, Owner, Phase};
 
 /// A namespace: its labels may enrol the pods in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Arc<str>,
@@ -21,7 +21,7 @@ pub struct Namespace {
 }
 
 /// A node: where it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// `metadata.name`.
     pub name: Arc<str>,
@@ -32,7 +32,7 @@ pub struct Node {
 }
 
 /// A pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     /// `metadata.uid`; `namespace/name` where there is none (hand-written files).
     pub uid: Arc<str>,
@@ -56,6 +56,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether annotation `sidecar.istio.io/status` is there.
     pub sidecar: bool,
+    /// Whether annotation `ambient.istio.io/redirection` is `enabled`: its node has captured it.
+    pub marked: bool,
     /// Whether `metadata.deletionTimestamp` is there.
     pub terminating: bool,
     /// `metadata.creationTimestamp` as the digits `YYYYMMDDhhmmss`, which order as the times do;
@@ -66,7 +68,7 @@ pub struct Pod {
 }
 
 /// A part of the endpoints of a service, all of one family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
     /// `metadata.name`.
     pub name: Arc<str>,
@@ -83,7 +85,7 @@ pub struct EndpointSlice {
 }
 
 /// A port that every endpoint of a slice serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointPort {
     /// The name of the service port that leads here; empty for an unnamed one.
     pub name: Arc<str>,
@@ -92,7 +94,7 @@ pub struct EndpointPort {
 }
 
 /// One address behind a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The first of `addresses`; the API calls the others interchangeable.
     pub ip: IpAddr,
@@ -107,7 +109,7 @@ pub struct Endpoint {
 }
 
 /// Whether an endpoint takes connections, by the three conditions of the API taken together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Readiness {
     /// `ready`, or nothing said.
     Ready,
@@ -118,7 +120,7 @@ pub enum Readiness {
 }
 
 /// For which clients an endpoint is meant, as the control plane has worked it out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forZones`.
     pub zones: Box<[Arc<str>]>,

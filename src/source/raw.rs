@@ -41,6 +41,9 @@ pub(super) struct Meta<'a> {
     pub(super) creation_timestamp: Option<Text<'a>>,
     #[serde(borrow, deserialize_with = "or_default")]
     pub(super) deletion_timestamp: Option<Text<'a>>,
+    /// For a watch, which goes on from it.
+    #[serde(borrow, deserialize_with = "or_default")]
+    pub(super) resource_version: Option<Text<'a>>,
 }
 
 /// One of `metadata.ownerReferences`.
@@ -302,6 +305,8 @@ pub(super) struct Annotations<'a> {
     pub(super) netns: Option<Text<'a>>,
     /// Whether `sidecar.istio.io/status` is there, whatever it says.
     pub(super) sidecar: bool,
+    /// Whether `ambient.istio.io/redirection` says `enabled`.
+    pub(super) marked: bool,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Annotations<'a> {
@@ -317,6 +322,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Annotations<'a> {
                 while let Some(key) = map.next_key::<Text<'de>>()? {
                     match &*key {
                         "adit.mesh/netns" => found.netns = map.next_value()?,
+                        "ambient.istio.io/redirection" => {
+                            let says: Option<Text<'de>> = map.next_value()?;
+                            found.marked = says.is_some_and(|says| *says == *"enabled");
+                        }
                         other => {
                             found.sidecar |= other == "sidecar.istio.io/status";
                             map.next_value::<serde::de::IgnoredAny>()?;

@@ -105,6 +105,7 @@ pub(super) fn pod(
         },
         host_network: spec.host_network,
         sidecar: metadata.annotations.sidecar,
+        marked: metadata.annotations.marked,
         terminating: metadata.deletion_timestamp.is_some(),
         created: digits(metadata.creation_timestamp.as_deref().unwrap_or_default()),
         netns: metadata.annotations.netns.as_deref().map(Arc::from),

@@ -8,5 +8,6 @@ pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod route;
+pub mod seqpacket;
 pub mod sockdiag;
 pub mod socket;

@@ -48,6 +48,7 @@ const LISTENING: u32 = 1 << 10;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_MARK: u16 = 15;
+const INET_DIAG_CGROUP_ID: u16 = 21;
 /// Where `struct inet_diag_msg` has its `struct inet_diag_sockid`, and how long that is.
 const ID: std::ops::Range<usize> = 4..52;
 /// The length of `struct inet_diag_msg`.
@@ -112,6 +113,105 @@ pub fn destroy<'a>(netns: &Netns, sockets: impl IntoIterator<Item = &'a Tcp>) ->
         }
     }
     Ok(ended)
+}
+
+/// Who holds the socket of a connection. Only the kernel's answer makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    local: SocketAddr,
+    remote: SocketAddr,
+    user: Option<u32>,
+    cgroup: Option<u64>,
+}
+
+/// By what a process is known as the owner of sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Process {
+    /// The id of its control group of version 2: the inode of the group's directory.
+    Cgroup(u64),
+    /// Its user id, where it has no group of its own.
+    User(u32),
+}
+
+impl Owner {
+    /// Whether the socket is that of a connection between these two, from here to there.
+    #[must_use]
+    pub fn connects(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        (self.local, self.remote) == (local, remote)
+    }
+
+    /// Whether the socket was made by such a process.
+    #[must_use]
+    pub fn is(&self, process: Process) -> bool {
+        match process {
+            Process::Cgroup(id) => self.cgroup == Some(id),
+            Process::User(id) => self.user == Some(id),
+        }
+    }
+}
+
+/// Who holds the connection from `local` to `remote` in `netns`; `None` when no socket there is
+/// that of just this connection: it only passes through, or is over.
+///
+/// # Errors
+///
+/// As [`connections`].
+pub fn owner(netns: &Netns, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Owner>> {
+    let Some((family, id)) = name(local, remote) else {
+        return Ok(None);
+    };
+    let netlink = Netlink::open(netns, netlink_sys::protocols::NETLINK_SOCK_DIAG)?;
+    match netlink.ask(SOCK_DIAG_BY_FAMILY, &request(family, u32::MAX, &id)) {
+        Ok(message) => Ok(read_owner(&message.payload).filter(|o| o.connects(local, remote))),
+        Err(error) if absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asked for one connection, the kernel answers with a listener on its port if there is no other
+/// socket, or with what waits for late packets, which nobody holds: both are none.
+fn read_owner(message: &[u8]) -> Option<Owner> {
+    let socket = read(message)?;
+    if !matches!(
+        socket.state,
+        State::Established | State::Closing | State::CloseWait
+    ) {
+        return None;
+    }
+    let cgroup = attributes(message.get(MESSAGE..)?)
+        .find(|(kind, _)| *kind == INET_DIAG_CGROUP_ID)
+        .and_then(|(_, value)| Some(u64::from_ne_bytes(value.get(..8)?.try_into().ok()?)));
+    // A socket that its process has closed counts as root's, whoever it was.
+    let user = (socket.inode != 0).then_some(u32_at(message, 64)?);
+    Some(Owner {
+        local: socket.local,
+        remote: socket.remote,
+        user,
+        cgroup,
+    })
+}
+
+/// `struct inet_diag_sockid` of a connection, with any cookie; `None` between two families.
+fn name(local: SocketAddr, remote: SocketAddr) -> Option<(u8, [u8; 48])> {
+    const ANY_COOKIE: [u8; 8] = [0xff; 8];
+    let mut id = [0; 48];
+    id[0..2].copy_from_slice(&local.port().to_be_bytes());
+    id[2..4].copy_from_slice(&remote.port().to_be_bytes());
+    id[40..48].copy_from_slice(&ANY_COOKIE);
+    let family = match (local.ip(), remote.ip()) {
+        (IpAddr::V4(local), IpAddr::V4(remote)) => {
+            id[4..8].copy_from_slice(&local.octets());
+            id[20..24].copy_from_slice(&remote.octets());
+            libc::AF_INET
+        }
+        (IpAddr::V6(local), IpAddr::V6(remote)) => {
+            id[4..20].copy_from_slice(&local.octets());
+            id[20..36].copy_from_slice(&remote.octets());
+            libc::AF_INET6
+        }
+        _ => return None,
+    };
+    Some((u8::try_from(family).ok()?, id))
 }
 
 fn list(netns: &Netns, states: u32) -> io::Result<Vec<Tcp>> {
@@ -229,6 +329,41 @@ mod tests {
         assert_eq!((socket.inode, socket.mark), (77, 0x539));
         for cut in 0..MESSAGE {
             assert_eq!(read(&message[..cut]), None);
+        }
+    }
+
+    #[test]
+    fn only_a_connection_that_somebody_holds_has_an_owner() {
+        let message = |state: u8, inode: u32| {
+            let mut message = vec![2, state, 0, 0];
+            let (local, remote) = ("10.0.0.1:40000", "10.0.0.2:80");
+            message.extend(
+                name(local.parse().unwrap(), remote.parse().unwrap())
+                    .unwrap()
+                    .1,
+            );
+            message.extend([0; 12]);
+            message.extend(7_u32.to_ne_bytes());
+            message.extend(inode.to_ne_bytes());
+            message.extend(12_u16.to_ne_bytes());
+            message.extend(INET_DIAG_CGROUP_ID.to_ne_bytes());
+            message.extend(4242_u64.to_ne_bytes());
+            message
+        };
+        let owner = read_owner(&message(1, 5)).unwrap();
+        assert!(owner.is(Process::Cgroup(4242)) && owner.is(Process::User(7)));
+        assert!(!owner.is(Process::Cgroup(1)) && !owner.is(Process::User(0)));
+        let [one, two] = ["10.0.0.1:40000", "10.0.0.2:80"].map(|a| a.parse().unwrap());
+        assert!(owner.connects(one, two) && !owner.connects(two, one));
+        // Closed by its process: nobody's but still of its group.
+        let closed = read_owner(&message(4, 0)).unwrap();
+        assert!(closed.is(Process::Cgroup(4242)) && !closed.is(Process::User(7)));
+        // A listener, a time-wait, one that is being made.
+        for state in [10, 6, 2] {
+            assert_eq!(read_owner(&message(state, 5)), None);
+        }
+        for cut in 0..MESSAGE {
+            assert_eq!(read_owner(&message(1, 5)[..cut]), None);
         }
     }
 }

@@ -153,6 +153,7 @@ pub(crate) fn options() -> Options {
     Options {
         workers: 1,
         existing: capture::Existing::Keep,
+        fresh: false,
     }
 }
 

@@ -79,10 +79,12 @@ impl Launch {
             .args(&self.privileges)
             .args([ADIT, "node", "--node", &self.node, "--workers", "2"])
             .args(["--drain", &self.drain, "--log-format", "json"])
-            .arg("--ca")
-            .arg(format!("dir:{}", self.ca.display()))
             .arg("--run-dir")
             .arg(&self.run_dir);
+        if !self.args.iter().any(|arg| arg == "--ca") {
+            let directory = format!("dir:{}", self.ca.display());
+            command.arg("--ca").arg(directory);
+        }
         for source in &self.sources {
             command.arg("--source").arg(source);
         }

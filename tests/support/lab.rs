@@ -261,6 +261,11 @@ impl Node {
         &self.netns
     }
 
+    /// The same, for what outlives a borrow.
+    pub(crate) fn share_netns(&self) -> Arc<Namespace> {
+        Arc::clone(&self.netns)
+    }
+
     /// Its own address towards the other node.
     pub(crate) fn ip(&self) -> IpAddr {
         IpAddr::from([10, 0, 0, u8::try_from(self.number).expect("few nodes")])

@@ -10,6 +10,7 @@
 //! process's id, so that tests run side by side; everything made is removed when the lab goes,
 //! also by a panic, and what a killed run left behind is swept by the next.
 
+pub(crate) mod apiserver;
 mod app;
 mod cluster;
 mod daemon;

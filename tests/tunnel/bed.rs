@@ -349,6 +349,7 @@ fn workload(identity: Identity) -> Workload {
         enrolment: Enrolment::Enrolled,
         phase: Phase::Running,
         host_network: false,
+        reach: adit::mesh::Reach::AsEnrolled,
         netns: None,
     }
 }

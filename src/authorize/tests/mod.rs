@@ -44,6 +44,7 @@ pub(super) fn workload(namespace: &str, labels: &[(&str, &str)]) -> Workload {
         enrolment: Enrolment::Enrolled,
         phase: Phase::Running,
         host_network: false,
+        reach: crate::mesh::Reach::AsEnrolled,
         netns: None,
     }
 }

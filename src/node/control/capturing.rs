@@ -12,9 +12,9 @@ use tokio::sync::oneshot;
 use crate::capture::WorkerListeners;
 use crate::mesh::Workload;
 use crate::node::control::{Control, Event, is_wanted};
-use crate::node::enrol::{Checked, Enrolled};
+use crate::node::enrol::{Checked, Enrolled, Held, NOT_FOUND};
 use crate::node::pod::Pod;
-use crate::node::pods::{Action, Outcome, Wanted};
+use crate::node::pods::{Action, Outcome, Place, Wanted};
 use crate::node::worker::Command;
 use crate::sys::netns::Netns;
 use crate::task;
@@ -29,13 +29,22 @@ impl Control {
         let due = self.pods.due(Instant::now());
         let leaves = |action: &Action| matches!(action, Action::Release(_) | Action::Abandon(_));
         let left = due.iter().any(leaves);
+        let mut sought = Vec::new();
         for action in due {
             match action {
+                Action::Enrol(pod)
+                    if pod.place == Place::Search && !self.held.contains_key(&pod.uid) =>
+                {
+                    sought.push(pod);
+                }
                 Action::Enrol(pod) => self.enrol(pod),
                 Action::Drain(uid) => self.drain_pod(uid),
                 Action::Release(uid) => self.leave(uid, "pod released"),
                 Action::Abandon(uid) => self.leave(uid, "pod's namespace abandoned"),
             }
+        }
+        if !sought.is_empty() {
+            self.search(sought);
         }
         if left {
             // Its tunnel port is nobody's from now on: neighbours are not to dial it in clear.
@@ -46,28 +55,60 @@ impl Control {
     fn enrol(&self, pod: Wanted) {
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
         let held = self.held.get(&pod.uid).cloned();
+        let fresh = self.plugged.is_fresh(&pod);
         let enrol = async move {
             let result = match held {
                 Some(held) => enroller.resume(held).await,
-                None => enroller.enrol(pod.clone()).await,
+                None => enroller.enrol(pod.clone(), None, fresh).await,
             };
             let _ = events.send(Event::Enrolled(pod, result));
         };
         task::spawn("enrol", enrol).detach();
     }
 
+    /// Looks for the namespaces of these pods, and captures those that are found.
+    fn search(&self, pods: Vec<Wanted>) {
+        let (enroller, events) = (self.enroller.clone(), self.events.clone());
+        let cookie = |(uid, held): (&Arc<str>, &Arc<Held>)| (held.netns.cookie(), uid.clone());
+        let owners: HashMap<_, _> = self.held.iter().map(cookie).collect();
+        let search = async move {
+            let mut found = enroller.find(&pods).await;
+            for pod in pods {
+                let netns = found
+                    .remove(&pod.uid)
+                    .unwrap_or_else(|| Err("looking for it panicked: see the log".to_owned()));
+                let netns = netns.and_then(|netns| match owners.get(&netns.cookie()) {
+                    Some(owner) => Err(format!("its network namespace is that of pod {owner}")),
+                    None => Ok(netns),
+                });
+                let (enroller, events) = (enroller.clone(), events.clone());
+                let enrol = async move {
+                    let result = match netns {
+                        Ok(netns) => enroller.enrol(pod.clone(), Some(netns), false).await,
+                        Err(why) => Err(why),
+                    };
+                    let _ = events.send(Event::Enrolled(pod, result));
+                };
+                task::spawn("enrol", enrol).detach();
+            }
+        };
+        task::spawn("search", search).detach();
+    }
+
     pub(super) fn enrolled(&mut self, pod: &Wanted, result: Result<Enrolled, String>) {
         let now = Instant::now();
         match result {
             Err(why) => {
+                let reason = match pod.place {
+                    Place::Search if why.starts_with(NOT_FOUND) => "namespace_not_found",
+                    _ => "enrolment_failed",
+                };
                 tracing::warn!(pod = %pod.name, reason = %why, "pod not captured, will try again");
                 self.shared
                     .metrics
                     .daemon
                     .enrol_failures
-                    .get_or_create(&Reason {
-                        reason: "enrolment_failed",
-                    })
+                    .get_or_create(&Reason { reason })
                     .inc();
                 if self.held.contains_key(&pod.uid) {
                     // It drained, and cannot be resumed: what stands there is given up first, or
@@ -75,6 +116,7 @@ impl Control {
                     self.pods.done(&pod.uid, Outcome::Enrolled, now);
                     self.pods.drifted(&pod.uid, &why, now);
                 } else {
+                    self.answer_enrolling(&pod.uid, Err(&why));
                     self.pods.done(&pod.uid, Outcome::Failed(why), now);
                 }
             }
@@ -95,6 +137,7 @@ impl Control {
                 // Connections wait in the listeners' queues until the world knows the pod.
                 self.publish();
                 self.serve(&pod.uid, &pod.name, &netns, listeners);
+                self.answer_enrolling(&pod.uid, Ok(&netns));
             }
         }
     }
@@ -209,6 +252,9 @@ impl Control {
                 }
                 Checked::Lost(why) => {
                     tracing::warn!(pod.uid = %uid, reason = %why, "pod is not captured any more");
+                    if let Some(held) = self.held.get(&uid) {
+                        self.plugged.forget(&held.netns);
+                    }
                     self.pods.drifted(&uid, &why, Instant::now());
                 }
             }
@@ -217,27 +263,34 @@ impl Control {
 
     /// Looks once into each pod of this node outside the mesh for what a dead daemon left there.
     pub(super) fn search_leftovers(&mut self, ours: &[Arc<Workload>]) {
+        let first = !std::mem::replace(&mut self.reports.looked_for_leftovers, true);
         let held = self.pods.held();
-        let mut paths = Vec::new();
+        let mut places = Vec::new();
         let mut seen = HashSet::new();
         for pod in ours
             .iter()
             .filter(|pod| !is_wanted(pod) && !held.contains(&pod.uid))
         {
-            let Some(path) = &pod.netns else { continue };
-            let key = (pod.uid.clone(), path.clone());
-            if !self.searched.contains(&key) {
-                paths.push(path.clone());
+            let place = self.plugged.place(pod);
+            let key = (pod.uid.clone(), place.place.to_string());
+            // What must be looked for among all processes is so once: a pod that comes later has
+            // seen no daemon but this.
+            let worth = match place.place {
+                Place::Search => first && !pod.host_network,
+                Place::Path(_) | Place::Held(_) => !self.searched.contains(&key),
+            };
+            if worth {
+                places.push(place);
             }
             seen.insert(key);
         }
         self.searched = seen;
-        if paths.is_empty() {
+        if places.is_empty() {
             return;
         }
         let enroller = self.enroller.clone();
         let clean = async move {
-            let cleaned = enroller.clean(paths).await;
+            let cleaned = enroller.clean(places).await;
             if cleaned > 0 {
                 tracing::info!(pods = cleaned, "removed what an earlier daemon left behind");
             }

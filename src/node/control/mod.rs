@@ -5,9 +5,14 @@
 //! learn of changes through the world they read and the [`Command`]s they are sent.
 
 mod capturing;
+mod feed;
+mod marking;
+mod plugging;
 mod showing;
+mod watching;
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,22 +22,26 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api;
 use crate::authorize;
+use crate::cluster::Clients;
 use crate::identify::Index;
 use crate::mesh::policy::PolicyName;
 use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
-use crate::node::config::Config;
+use crate::node::config::{Config, Source};
+use crate::node::control::feed::Feed;
+use crate::node::control::plugging::Plugged;
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
+use crate::node::mark::{ApiScribe, Marks, Note, Scribe, Unwritten};
+use crate::node::plugin::{Asked, Left};
 use crate::node::pods::{Outcome, Pods, Wanted};
 use crate::node::worker::{Command, Shared};
 use crate::node::world::World;
-use crate::source::{Change, Files, Kind, Object, Poll};
+use crate::source::kube::{Health, Update};
+use crate::source::{Change, Kind, Object};
 use crate::task;
 
-/// How often the files are looked at: a change takes effect within a second.
-const POLL: Duration = Duration::from_millis(250);
 /// How often captured pods are compared with the kernel: a loss is mended within ten seconds.
-const CHECK: Duration = Duration::from_secs(4);
+const CHECK: Duration = Duration::from_secs(6);
 /// How often the counters of what is gone are looked for.
 const EXPIRE: Duration = Duration::from_secs(10);
 /// How often waiting steps (retries, drains) are looked at.
@@ -40,16 +49,18 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// What happened beside the loop.
 enum Event {
-    /// The files were looked at.
-    Polled(Box<Files>, Poll),
     /// An enrolment ended.
     Enrolled(Wanted, Result<Enrolled, String>),
     /// A drain began or a release ended.
     Left(Arc<str>, Outcome),
     /// Captured pods were compared with the kernel.
     Checked(HashMap<Arc<str>, Checked>),
+    /// The API server was told something of a pod, or not.
+    Marked(Note, Result<(), Unwritten>),
     /// A draining pod has that many live connections.
     Live(Arc<str>, usize),
+    /// Whether kubelet is known.
+    Kubelet(bool),
     /// The last connection has ended, or the time to drain is over.
     Drained,
 }
@@ -61,12 +72,17 @@ pub(crate) struct Control {
     workers: Vec<mpsc::UnboundedSender<Command>>,
     index: Index,
     policies: authorize::Store,
+    feed: Feed,
     enroller: Enroller,
     pods: Pods,
     held: HashMap<Arc<str>, Arc<Held>>,
     /// Pods outside the mesh that were searched for what a dead daemon left.
-    searched: HashSet<(Arc<str>, Arc<str>)>,
+    searched: HashSet<(Arc<str>, String)>,
     reports: Reports,
+    plugged: Plugged,
+    marks: Marks,
+    /// Who writes the marks; nobody where there is no API server.
+    scribe: Option<Arc<dyn Scribe>>,
     checking: bool,
     /// Set once the daemon was told to end.
     ending: Option<Ending>,
@@ -78,7 +94,13 @@ pub(crate) struct Control {
 /// What the sources said, for people.
 #[derive(Default)]
 struct Reports {
+    /// Whether everything has been read at least once; before, nothing is published.
     read_once: bool,
+    looked_for_leftovers: bool,
+    /// Whether kubelet was known when last told.
+    kubelet: Option<bool>,
+    /// How the watches were when last counted.
+    health: Vec<Health>,
     /// Addresses that two pods claim, when last told.
     contested: usize,
     sources: api::Sources,
@@ -88,7 +110,11 @@ struct Reports {
 struct Ending(#[expect(dead_code, reason = "dropping it would end the wait")] task::Task);
 
 impl Control {
-    /// A control loop over these workers; nothing runs yet.
+    /// A control loop over these workers. Only the reading of the sources begins.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a thread.
     pub(crate) fn new(
         config: Config,
         shared: Arc<Shared>,
@@ -97,10 +123,19 @@ impl Control {
         policies: authorize::Store,
         enroller: Enroller,
         board: Arc<ArcSwap<Board>>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
-        Self {
+        let plugged = Plugged::new(Left::new(&config.run_dir));
+        let scribe = match &config.source {
+            Source::Files(_) => None,
+            Source::Kube { access, .. } => {
+                let clients = Clients::new(access.clone());
+                Some(Arc::new(ApiScribe::new(clients, shared.node.clone())) as Arc<dyn Scribe>)
+            }
+        };
+        Ok(Self {
+            feed: Feed::start(&config.source)?,
             config,
             shared,
             workers,
@@ -111,17 +146,23 @@ impl Control {
             held: HashMap::new(),
             searched: HashSet::new(),
             reports: Reports::default(),
+            plugged,
+            marks: Marks::default(),
+            scribe,
             checking: false,
             ending: None,
             board,
             events,
             received,
-        }
+        })
     }
 
     /// Runs until the daemon is told to end and has drained.
-    pub(crate) async fn run(mut self, files: Files, mut signals: mpsc::UnboundedReceiver<()>) {
-        self.poll(files, Duration::ZERO);
+    pub(crate) async fn run(
+        mut self,
+        mut signals: mpsc::UnboundedReceiver<()>,
+        mut plugin: mpsc::UnboundedReceiver<Asked>,
+    ) {
         let mut tick = tokio::time::interval(TICK);
         let mut check = tokio::time::interval(CHECK);
         let mut expire = tokio::time::interval(EXPIRE);
@@ -141,10 +182,25 @@ impl Control {
                         return;
                     }
                 }
+                Some(asked) = plugin.recv() => {
+                    self.asked(asked);
+                    self.act();
+                    self.show();
+                }
                 _ = tick.tick() => self.tick(),
                 _ = check.tick() => self.check(),
                 _ = expire.tick() => {
                     self.expire();
+                    self.refresh_kubelet();
+                    self.prune_sandboxes();
+                    self.show();
+                }
+                // Last, since a cluster that comes in for the first time keeps it busy.
+                // Also while the daemon ends: a policy that changes cuts what still drains.
+                Some(update) = self.feed.next() => {
+                    self.sources(update);
+                    self.settle();
+                    self.act();
                     self.show();
                 }
             }
@@ -153,11 +209,6 @@ impl Control {
 
     fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            // Also while the daemon ends: a policy that changes cuts what still drains.
-            Event::Polled(files, poll) => {
-                self.sources(poll);
-                self.poll(*files, POLL);
-            }
             Event::Drained => {
                 tracing::info!("drained");
                 return ControlFlow::Break(());
@@ -166,42 +217,40 @@ impl Control {
             Event::Enrolled(..) if self.ending.is_some() => {}
             Event::Enrolled(pod, result) => self.enrolled(&pod, result),
             Event::Left(uid, outcome) => self.left(&uid, outcome),
+            Event::Kubelet(known) => self.report_kubelet(known),
+            Event::Marked(note, written) => self.marked(&note, &written),
             Event::Checked(found) => self.checked(found),
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
         }
+        self.settle();
         self.act();
         self.show();
         ControlFlow::Continue(())
     }
 
-    /// Looks at the files again after `wait`.
-    fn poll(&self, mut files: Files, wait: Duration) {
-        let events = self.events.clone();
-        let poll = async move {
-            tokio::time::sleep(wait).await;
-            let read = task::blocking("read sources", move || {
-                let poll = files.poll();
-                (files, poll)
-            });
-            if let Some((files, poll)) = read.await {
-                let _ = events.send(Event::Polled(Box::new(files), poll));
-            }
+    /// Looks where kubelet is, so that its probes are known.
+    fn refresh_kubelet(&self) {
+        let (kubelet, events) = (self.shared.kubelet.clone(), self.events.clone());
+        let refresh = async move {
+            let known = task::blocking("kubelet", move || kubelet.refresh()).await;
+            let _ = events.send(Event::Kubelet(known.flatten().is_some()));
         };
-        task::spawn("poll", poll).detach();
+        task::spawn("kubelet", refresh).detach();
     }
 
-    /// Takes what the sources say: whole, or not at all.
-    fn sources(&mut self, poll: Poll) {
-        let first = !std::mem::replace(&mut self.reports.read_once, true);
+    /// Takes what the sources say. Nothing is published before they have been read to their end: a
+    /// pod would be served without the policies that bind it.
+    fn sources(&mut self, update: Update) {
+        let Update { poll, synced } = update;
         self.report(&poll);
+        let first = synced && !self.reports.read_once;
         if poll.changes.is_empty() && !first {
             return;
         }
         let daemon = &self.shared.metrics.daemon;
-        daemon.source_loads.inc();
         daemon.source_changes.inc_by(poll.changes.len() as u64);
-        tracing::info!(changes = poll.changes.len(), "sources read");
+        let changes = poll.changes.len();
         let (policies, objects): (Vec<_>, Vec<_>) = poll.changes.into_iter().partition(is_policy);
         for change in policies.into_iter().filter_map(policy_change) {
             self.policies.apply(change);
@@ -210,7 +259,21 @@ impl Control {
         for rejected in self.index.apply(objects) {
             tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
         }
+        if !synced {
+            return;
+        }
+        self.reports.read_once = true;
+        daemon.source_loads.inc();
+        match self.feed {
+            // A cluster changes all the time.
+            Feed::Kube(_) if !first => tracing::debug!(changes, "sources read"),
+            _ => tracing::info!(changes, "sources read"),
+        }
+        self.plugged.changed();
         self.publish();
+        if first {
+            self.say_namespaces();
+        }
     }
 
     /// Makes the world of this moment and lets everybody see it.
@@ -221,7 +284,7 @@ impl Control {
         let wanted = ours
             .iter()
             .filter(|pod| is_wanted(pod))
-            .map(wanted)
+            .filter_map(|pod| self.wanted(pod))
             .collect();
         self.pods.want(wanted, now);
         self.search_leftovers(&ours);
@@ -242,6 +305,17 @@ impl Control {
         self.shared.certificates.want(identities);
         self.tell(|| Command::WorldChanged);
         self.act();
+    }
+
+    /// What there is to capture of a pod: nothing before it has a sandbox or an address. One whose
+    /// address is not told any more is what it was: that is how some pods end.
+    fn wanted(&self, pod: &Workload) -> Option<Wanted> {
+        let wanted = self.plugged.place(pod);
+        if !wanted.ips.is_empty() {
+            return Some(wanted);
+        }
+        let before = self.pods.entry(&pod.uid);
+        before.map(|entry| entry.wanted().clone())
     }
 
     fn tell(&self, command: impl Fn() -> Command) {
@@ -307,6 +381,9 @@ impl Control {
             };
             task::spawn("count", count).detach();
         }
+        self.say_namespaces();
+        self.settle();
+        self.mark();
         self.act();
     }
 }
@@ -345,13 +422,4 @@ fn policy_change(change: Change) -> Option<authorize::Change> {
 /// Whether this pod of our node is to be captured.
 fn is_wanted(pod: &Workload) -> bool {
     pod.enrolled() && pod.phase != Phase::Finished
-}
-
-fn wanted(pod: &Arc<Workload>) -> Wanted {
-    Wanted {
-        uid: pod.uid.clone(),
-        name: format!("{}/{}", pod.namespace, pod.name).into(),
-        netns: pod.netns.clone(),
-        ips: pod.ips.clone(),
-    }
 }

@@ -12,6 +12,7 @@ use crate::api;
 use crate::identify::Snapshot;
 use crate::mesh::Workload;
 use crate::node::admin::Board;
+use crate::node::config::Source;
 use crate::node::control::Control;
 use crate::node::listing;
 use crate::node::world::World;
@@ -44,10 +45,29 @@ impl Control {
             files: self.config.source.paths(),
             problems,
             notes: std::mem::take(&mut self.reports.sources.notes),
+            watches: std::mem::take(&mut self.reports.sources.watches),
         };
         for note in &poll.notes {
             tracing::info!(note = %note, "sources hold what is not used");
             self.reports.sources.notes.push(note.clone());
+        }
+    }
+
+    /// Tells whether kubelet is known, when that changes.
+    pub(super) fn report_kubelet(&mut self, known: bool) {
+        self.shared.metrics.daemon.kubelet_known.set(known.into());
+        if self.reports.kubelet.replace(known) == Some(known) {
+            return;
+        }
+        if known {
+            tracing::info!("kubelet found: its probes pass whatever policy says");
+        } else if matches!(self.config.source, Source::Files(_)) {
+            tracing::info!("no kubelet here: nothing passes as its probe");
+        } else {
+            tracing::warn!(
+                "kubelet not found: its probes are judged as any plain connection; the daemon must \
+                 see the node's processes (hostPID)",
+            );
         }
     }
 
@@ -71,7 +91,8 @@ impl Control {
     }
 
     /// Shows people where things stand.
-    pub(super) fn show(&self) {
+    pub(super) fn show(&mut self) {
+        self.count_watches();
         let world = self.shared.world.load();
         let pods: Vec<_> = self
             .pods
@@ -136,7 +157,7 @@ impl Control {
             waiting.push("the daemon is ending".to_owned());
         }
         if !self.reports.read_once {
-            waiting.push("the sources have not been read yet".to_owned());
+            waiting.extend(self.unread());
         }
         waiting.extend(self.pods.waiting().map(|entry| {
             let name = &entry.wanted().name;

@@ -17,7 +17,8 @@
 //! (2) replace `root.key` and `root.pem` and put the old root into `roots.pem`, (3) take it out
 //! after one more life of a certificate.
 //!
-//! `files` knows the file system, `authority` knows X.509.
+//! `files` knows the file system, `authority` which file is what;
+//! [`crate::pki::authority`] knows X.509.
 
 mod authority;
 mod error;
@@ -32,7 +33,6 @@ use rustls_pki_types::CertificateDer;
 
 use crate::mesh::{Identity, TrustDomain};
 use crate::pki::certificate::Certificate;
-use crate::pki::directory::authority::Authority;
 use crate::pki::issue::{IssueError, Issuer, Request};
 use crate::task;
 
@@ -66,7 +66,7 @@ impl DirectoryCa {
     pub fn open(path: &Path, trust_domain: &TrustDomain) -> Result<Self, Error> {
         files::prepare(path)?;
         authority::establish(path, trust_domain, SystemTime::now())?;
-        let authority = Authority::load(path, trust_domain, SystemTime::now())?;
+        let authority = authority::load(path, trust_domain, SystemTime::now())?;
         Ok(Self {
             ends: Arc::new(Mutex::new(authority.ends())),
             roots: authority.roots().to_vec(),
@@ -126,7 +126,7 @@ impl Place {
     ) -> Result<Certificate, IssueError> {
         files::check_directory(&self.path).map_err(IssueError::Directory)?;
         let authority =
-            Authority::load(&self.path, &self.trust_domain, now).map_err(IssueError::Directory)?;
+            authority::load(&self.path, &self.trust_domain, now).map_err(IssueError::Directory)?;
         *ends.lock().unwrap_or_else(PoisonError::into_inner) = authority.ends();
         let request = Request::new(identity)?;
         let chain = authority

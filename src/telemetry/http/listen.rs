@@ -135,6 +135,15 @@ impl Listener {
         }
     }
 
+    /// The socket of a TCP listener, for a server of another kind.
+    #[must_use]
+    pub fn into_tcp(self) -> Option<TcpListener> {
+        match self.0 {
+            Inner::Tcp(listener) => Some(listener),
+            Inner::Unix(..) => None,
+        }
+    }
+
     pub(crate) fn into_inner(self) -> Inner {
         self.0
     }

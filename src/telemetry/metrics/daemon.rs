@@ -33,6 +33,14 @@ pub struct Reason {
     pub reason: &'static str,
 }
 
+/// Label `answer`: what the CNI plugin was told of a sandbox (`enrolled`, `bypass`, `refused`,
+/// `unknown`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Plugin {
+    /// The word.
+    pub answer: &'static str,
+}
+
 /// Labels of a failed handshake.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Failure {
@@ -47,6 +55,15 @@ pub struct Failure {
 pub struct FileName {
     /// Its path.
     pub file: String,
+}
+
+/// Labels of a failure to list or watch a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WatchError {
+    /// The kind.
+    pub kind: &'static str,
+    /// The stable word of the failure.
+    pub reason: &'static str,
 }
 
 /// Labels of a verdict that was only tried.
@@ -82,10 +99,18 @@ pub struct Daemon {
     pub source_problems: Family<FileName, Gauge>,
     pub source_loads: Counter,
     pub source_changes: Counter,
+    pub source_connected: Family<Kind, Gauge>,
+    pub source_synced: Family<Kind, Gauge>,
+    pub source_heard: Family<Kind, Gauge>,
+    pub source_relists: Family<Kind, Counter>,
+    pub source_errors: Family<WatchError, Counter>,
     pub pods: Family<State, Gauge>,
     pub enrolments: Counter,
     pub enrol_failures: Family<Reason, Counter>,
     pub capture_repairs: Counter,
+    pub sandboxes: Family<Plugin, Counter>,
+    pub plugin_installed: Gauge,
+    pub kubelet_known: Gauge,
     pub connections_kept: Gauge,
     pub connections_reset: Counter,
     pub certificates: Family<State, Gauge>,
@@ -128,6 +153,31 @@ impl Daemon {
                 "source_changes",
                 "Objects added, changed or removed by the sources",
             ),
+            source_connected: add(
+                to,
+                "source_connected",
+                "Whether the API server is watched at present, by kind",
+            ),
+            source_synced: add(
+                to,
+                "source_synced",
+                "Whether the API server's objects have been read to their end once, by kind",
+            ),
+            source_heard: add(
+                to,
+                "source_heard_timestamp_seconds",
+                "When the API server was last heard, in seconds since 1970, by kind; 0 for never",
+            ),
+            source_relists: add(
+                to,
+                "source_relists",
+                "Times that the API server's objects were listed anew after the first time, by kind",
+            ),
+            source_errors: add(
+                to,
+                "source_errors",
+                "Failures to list or watch the API server's objects, by kind and reason",
+            ),
             pods: add(
                 to,
                 "pods",
@@ -143,6 +193,21 @@ impl Daemon {
                 to,
                 "capture_repairs",
                 "Times that a pod's rules or listeners were found gone and were put back",
+            ),
+            kubelet_known: add(
+                to,
+                "kubelet_known",
+                "1 while this node's kubelet is known, so that its probes pass whatever policy says",
+            ),
+            plugin_installed: add(
+                to,
+                "cni_installed",
+                "1 while the CNI plugin is in place on the node, 0 while it is not or is not meant to be",
+            ),
+            sandboxes: add(
+                to,
+                "cni_sandboxes",
+                "New sandboxes that the CNI plugin asked about, by answer",
             ),
             connections_kept: add(
                 to,
@@ -228,7 +293,7 @@ impl Daemon {
 }
 
 /// The build, under our name and under the one that the field's boards ask for.
-fn build(to: &mut Registry) {
+pub(in crate::telemetry::metrics) fn build(to: &mut Registry) {
     let version = env!("CARGO_PKG_VERSION");
     to.register(
         "adit_build",
@@ -242,7 +307,11 @@ fn build(to: &mut Registry) {
     to.register("istio_build", "Version of the component", build);
 }
 
-fn add<M: Metric + Clone + Default>(to: &mut Registry, name: &str, help: &str) -> M {
+pub(in crate::telemetry::metrics) fn add<M: Metric + Clone + Default>(
+    to: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
     let metric = M::default();
     to.register(name, help, metric.clone());
     metric

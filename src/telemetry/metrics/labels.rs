@@ -200,7 +200,7 @@ fn reporter(direction: Direction) -> &'static str {
 fn security(path: Path) -> &'static str {
     match path {
         Path::Tunnel => "mutual_tls",
-        Path::SameNode | Path::Plain => UNKNOWN,
+        Path::SameNode | Path::Plain | Path::Probe => UNKNOWN,
     }
 }
 

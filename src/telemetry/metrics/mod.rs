@@ -2,9 +2,10 @@
 //!
 //! Two halves: the `istio_tcp_*` counters of connections, labelled by workload ([`Traffic`]), and
 //! the `adit_*` metrics of the daemon itself ([`Daemon`]). [`Metrics`] holds both and writes them
-//! in the OpenMetrics text format. No label is an address, a pod's own name or raw text of a peer:
+//! in the OpenMetrics text format. The certificate authority has its own ([`Control`]). No label is an address, a pod's own name or raw text of a peer:
 //! what a label may hold is bounded by the cluster's objects.
 
+mod control;
 mod daemon;
 mod labels;
 mod process;
@@ -17,7 +18,10 @@ use prometheus_client::registry::Registry;
 
 use crate::telemetry::log::Dropped;
 
-pub use daemon::{ByDirection, Daemon, DryRun, Failure, FileName, Kind, Reason, State};
+pub use control::Control;
+pub use daemon::{
+    ByDirection, Daemon, DryRun, Failure, FileName, Kind, Plugin, Reason, State, WatchError,
+};
 pub use labels::Member;
 pub use traffic::{Opened, Recorder, Traffic};
 

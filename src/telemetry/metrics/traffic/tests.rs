@@ -29,6 +29,7 @@ fn workload(name: &str) -> Arc<Workload> {
         enrolment: Enrolment::Enrolled,
         phase: Phase::Running,
         host_network: false,
+        reach: crate::mesh::Reach::AsEnrolled,
         netns: None,
     })
 }

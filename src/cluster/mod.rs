@@ -1,0 +1,7 @@
+//! The Kubernetes API server as such: how it is reached.
+//!
+//! What is asked of it is the business of who asks: [`source`](crate::source) watches objects.
+
+pub mod client;
+
+pub use client::{Access, Clients};

@@ -1,0 +1,433 @@
+//! Tells the API server what became of this node's pods: the mark by which others know that a pod
+//! is reached through its tunnel port, and events for people.
+//!
+//! Output only. What is marked is what the kernel holds now; nothing here is ever read back as the
+//! truth. [`Marks`] decides what is to be written and when, without I/O; a [`Scribe`] writes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::cluster::{Clients, client};
+use crate::node::error::Chain;
+
+/// The annotation that the field's control planes and meshes read.
+const MARK: &str = "ambient.istio.io/redirection";
+/// How long a pod that is not captured may be without a word from us, before a mark that an earlier
+/// boot may have left is taken away.
+const SETTLING: Duration = Duration::from_secs(5);
+/// First wait after a failed write; doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Longest wait between two attempts.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// How often, at most, a pod gets an event.
+const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
+/// Writes at the same time.
+const AT_ONCE: usize = 8;
+/// How long one write may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One thing to write about a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) uid: Arc<str>,
+    /// `namespace/name`.
+    pub(crate) name: Arc<str>,
+    pub(crate) what: What,
+}
+
+/// What is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Whether it is captured.
+    Captured(bool),
+    /// Why it is not, for people.
+    Warning(String),
+}
+
+/// Why a note was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unwritten {
+    /// The pod is gone, or another one has its name: there is nothing to write any more.
+    #[error("the pod is gone")]
+    Gone,
+    /// There is no client.
+    #[error("there is no client of the API server")]
+    NoClient(#[source] client::Error),
+    /// The API server did not take it.
+    #[error("the API server did not take it")]
+    Refused(#[source] Box<kube::Error>),
+    /// It took too long.
+    #[error("the API server did not answer within {PATIENCE:?}")]
+    Late,
+}
+
+/// Writes notes.
+pub(crate) trait Scribe: Send + Sync {
+    /// Writes one.
+    fn write<'a>(&'a self, note: &'a Note) -> BoxFuture<'a, Result<(), Unwritten>>;
+}
+
+/// What every pod's mark should be, is, and when it is written next.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    pods: HashMap<Arc<str>, Marked>,
+    under_way: usize,
+}
+
+#[derive(Debug)]
+struct Marked {
+    name: Arc<str>,
+    captured: bool,
+    /// What was written last; `None` before the first.
+    said: Option<bool>,
+    warning: Option<String>,
+    warned: Option<Instant>,
+    due: Instant,
+    busy: bool,
+    failures: u32,
+    /// Not ours any more: forgotten when its mark is gone.
+    leaving: bool,
+}
+
+impl Marks {
+    /// Says whether a pod is captured now, and if not for some time, why.
+    pub(crate) fn see(
+        &mut self,
+        uid: &Arc<str>,
+        name: &Arc<str>,
+        captured: bool,
+        why_not: Option<&str>,
+        now: Instant,
+    ) {
+        let marked = self.pods.entry(uid.clone()).or_insert_with(|| Marked {
+            name: name.clone(),
+            captured: false,
+            said: None,
+            warning: None,
+            warned: None,
+            due: now + SETTLING,
+            busy: false,
+            failures: 0,
+            leaving: false,
+        });
+        marked.leaving = false;
+        if marked.captured != captured {
+            marked.captured = captured;
+            marked.due = now;
+        }
+        let lately = |at: Instant| now.saturating_duration_since(at) < BETWEEN_EVENTS;
+        marked.warning = why_not
+            .filter(|_| !marked.warned.is_some_and(lately))
+            .map(str::to_owned);
+    }
+
+    /// A pod of our node that is not to be captured has a mark, of a daemon before us.
+    pub(crate) fn stale(&mut self, uid: &Arc<str>, name: &Arc<str>, now: Instant) {
+        if !self.pods.contains_key(uid) {
+            self.see(uid, name, false, None, now);
+        }
+        if let Some(marked) = self
+            .pods
+            .get_mut(uid)
+            .filter(|m| !m.busy && m.said.is_none())
+        {
+            marked.said = Some(true);
+            marked.leaving = true;
+            marked.due = now;
+        }
+    }
+
+    /// Only these pods are left; others lose their marks.
+    pub(crate) fn keep_only(&mut self, is_left: impl Fn(&str) -> bool, now: Instant) {
+        for (uid, marked) in &mut self.pods {
+            if !marked.leaving && !is_left(uid) {
+                marked.leaving = true;
+                marked.warning = None;
+                if marked.captured {
+                    marked.captured = false;
+                    marked.due = now;
+                }
+            }
+        }
+        self.pods
+            .retain(|_, marked| !marked.leaving || marked.busy || marked.said == Some(true));
+    }
+
+    /// What is to be written now. Each note must be answered by [`Marks::done`].
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<Note> {
+        let mut notes = Vec::new();
+        for (uid, marked) in &mut self.pods {
+            if marked.busy || self.under_way >= AT_ONCE {
+                continue;
+            }
+            let what = if marked.said != Some(marked.captured) && marked.due <= now {
+                What::Captured(marked.captured)
+            } else if let Some(warning) = marked.warning.take() {
+                marked.warned = Some(now);
+                What::Warning(warning)
+            } else {
+                continue;
+            };
+            marked.busy = true;
+            self.under_way += 1;
+            notes.push(Note {
+                uid: uid.clone(),
+                name: marked.name.clone(),
+                what,
+            });
+        }
+        notes
+    }
+
+    /// Takes what came of a note. Says whether it is the first failure of this pod's in a row.
+    pub(crate) fn done(
+        &mut self,
+        note: &Note,
+        written: &Result<(), Unwritten>,
+        now: Instant,
+    ) -> bool {
+        self.under_way = self.under_way.saturating_sub(1);
+        let Some(marked) = self.pods.get_mut(&note.uid) else {
+            return false;
+        };
+        marked.busy = false;
+        match (written, &note.what) {
+            (Ok(()) | Err(Unwritten::Gone), What::Captured(captured)) => {
+                marked.said = Some(*captured);
+                marked.failures = 0;
+                false
+            }
+            // An event that is lost is said again when its time comes.
+            (_, What::Warning(_)) => false,
+            (Err(_), What::Captured(_)) => {
+                let wait = FIRST_RETRY * 2_u32.saturating_pow(marked.failures.min(10));
+                marked.due = now + wait.min(LAST_RETRY);
+                marked.failures += 1;
+                marked.failures == 1
+            }
+        }
+    }
+}
+
+/// Writes to the API server.
+pub(crate) struct ApiScribe {
+    clients: Clients,
+    node: Arc<str>,
+}
+
+impl ApiScribe {
+    /// Writes in the name of this node's daemon.
+    pub(crate) fn new(clients: Clients, node: Arc<str>) -> Self {
+        Self { clients, node }
+    }
+
+    async fn try_write(&self, note: &Note) -> Result<(), Unwritten> {
+        let client = self.clients.client().await;
+        let (client, generation) = client.map_err(Unwritten::NoClient)?;
+        let (namespace, name) = note.name.split_once('/').unwrap_or(("", &note.name));
+        let written = match &note.what {
+            What::Captured(captured) => {
+                // Of this pod alone: with the UID, a patch of its successor is a conflict.
+                let patch = json!({ "metadata": {
+                    "uid": note.uid,
+                    "annotations": { MARK: captured.then_some("enabled") },
+                } });
+                let pods = Api::<Pod>::namespaced(client, namespace);
+                let patch = Patch::Merge(patch);
+                let how = PatchParams::default();
+                pods.patch_status(name, &how, &patch).await.map(drop)
+            }
+            What::Warning(why) => match self.event(note, namespace, name, why) {
+                Ok(event) => {
+                    let events = Api::<Event>::namespaced(client, namespace);
+                    let how = PostParams::default();
+                    events.create(&how, &event).await.map(drop)
+                }
+                Err(error) => Err(kube::Error::SerdeError(error)),
+            },
+        };
+        written.map_err(|error| match &error {
+            kube::Error::Api(status) if matches!(status.code, 404 | 409) => Unwritten::Gone,
+            kube::Error::Api(status) if status.code == 401 => {
+                self.clients.renew(generation);
+                Unwritten::Refused(Box::new(error))
+            }
+            _ => Unwritten::Refused(Box::new(error)),
+        })
+    }
+
+    fn event(
+        &self,
+        note: &Note,
+        namespace: &str,
+        name: &str,
+        why: &str,
+    ) -> Result<Event, serde_json::Error> {
+        let now = k8s_openapi::jiff::Timestamp::now().to_string();
+        // The API server takes at most 1024 bytes.
+        let mut end = why.len().min(1000);
+        while !why.is_char_boundary(end) {
+            end -= 1;
+        }
+        serde_json::from_value(json!({
+            "metadata": { "generateName": format!("{name}."), "namespace": namespace },
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod",
+                "namespace": namespace, "name": name, "uid": note.uid,
+            },
+            "type": "Warning",
+            "reason": "NotCaptured",
+            "message": &why[..end],
+            "source": { "component": "adit", "host": &*self.node },
+            "reportingComponent": "adit",
+            "reportingInstance": &*self.node,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }))
+    }
+}
+
+impl Scribe for ApiScribe {
+    fn write<'a>(&'a self, note: &'a Note) -> BoxFuture<'a, Result<(), Unwritten>> {
+        Box::pin(async move {
+            let written = tokio::time::timeout(PATIENCE, self.try_write(note)).await;
+            written.unwrap_or(Err(Unwritten::Late))
+        })
+    }
+}
+
+/// Tells in the log about a note that was not written.
+pub(crate) fn report(note: &Note, error: &Unwritten) {
+    tracing::warn!(
+        pod = %note.name,
+        error = %Chain(error),
+        "pod not marked at the API server, will try again: grant patch of pods/status and create of \
+         events to the daemon's service account",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn see(marks: &mut Marks, uid: &str, captured: bool, why: Option<&str>, now: Instant) {
+        let (uid, name) = (Arc::from(uid), Arc::from(format!("ns/{uid}")));
+        marks.see(&uid, &name, captured, why, now);
+    }
+
+    fn all(notes: &[Note]) -> Vec<(&str, What)> {
+        let mut all: Vec<_> = notes.iter().map(|n| (&*n.uid, n.what.clone())).collect();
+        all.sort_by_key(|(uid, _)| *uid);
+        all
+    }
+
+    const REFUSED: Result<(), Unwritten> = Err(Unwritten::Late);
+
+    #[test]
+    fn a_mark_is_set_and_taken_away_once() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        see(&mut marks, "a", false, None, t);
+        assert!(marks.due(t).is_empty(), "it may be captured in a moment");
+        see(&mut marks, "a", true, None, t);
+        let notes = marks.due(t);
+        assert_eq!(all(&notes), [("a", What::Captured(true))]);
+        assert!(marks.due(t).is_empty(), "one at a time");
+        marks.done(&notes[0], &Ok(()), t);
+        see(&mut marks, "a", true, None, t);
+        assert!(marks.due(t + LAST_RETRY).is_empty());
+        marks.keep_only(|_| false, t);
+        let notes = marks.due(t);
+        assert_eq!(all(&notes), [("a", What::Captured(false))]);
+        marks.done(&notes[0], &Ok(()), t);
+        marks.keep_only(|_| false, t);
+        assert!(marks.pods.is_empty());
+    }
+
+    #[test]
+    fn a_mark_of_an_earlier_boot_is_taken_away() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        see(&mut marks, "a", false, None, t);
+        let notes = marks.due(t + SETTLING);
+        assert_eq!(all(&notes), [("a", What::Captured(false))]);
+    }
+
+    #[test]
+    fn a_mark_on_a_pod_that_left_the_mesh_meanwhile_is_taken_away_once() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        let (uid, name) = (Arc::from("a"), Arc::from("ns/a"));
+        marks.stale(&uid, &name, t);
+        marks.keep_only(|_| false, t);
+        let notes = marks.due(t);
+        assert_eq!(all(&notes), [("a", What::Captured(false))]);
+        // The index says it still, for a moment.
+        marks.stale(&uid, &name, t);
+        marks.keep_only(|_| false, t);
+        assert!(marks.due(t).is_empty());
+        marks.done(&notes[0], &Ok(()), t);
+        marks.keep_only(|_| false, t);
+        assert!(marks.pods.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_written_is_tried_again_more_and_more_slowly() {
+        let mut now = Instant::now();
+        let mut marks = Marks::default();
+        see(&mut marks, "a", true, None, now);
+        let mut waits = Vec::new();
+        for attempt in 0..8 {
+            let from = now;
+            let note = loop {
+                match marks.due(now).pop() {
+                    Some(note) => break note,
+                    None => now += Duration::from_millis(500),
+                }
+            };
+            waits.push((now - from).as_secs());
+            let first = marks.done(&note, &REFUSED, now);
+            assert_eq!(first, attempt == 0, "told once");
+        }
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60]);
+        // It changed its mind meanwhile.
+        see(&mut marks, "a", false, None, now);
+        assert_eq!(all(&marks.due(now)), [("a", What::Captured(false))]);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_left() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        see(&mut marks, "a", true, None, t);
+        let notes = marks.due(t);
+        marks.done(&notes[0], &Err(Unwritten::Gone), t);
+        assert!(marks.due(t + LAST_RETRY).is_empty());
+    }
+
+    #[test]
+    fn warnings_are_rare_and_writes_few_at_once() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        for n in 0..20 {
+            see(&mut marks, &format!("{n:02}"), false, Some("port taken"), t);
+        }
+        let notes = marks.due(t);
+        assert_eq!(notes.len(), AT_ONCE);
+        let warning = What::Warning("port taken".into());
+        assert!(notes.iter().all(|note| note.what == warning));
+        for note in &notes {
+            marks.done(note, &Ok(()), t);
+            see(&mut marks, &note.uid, false, Some("port taken"), t);
+        }
+        let again = marks.due(t);
+        assert!(again.iter().all(|note| !notes.contains(note)));
+    }
+}

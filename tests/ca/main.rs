@@ -1,0 +1,24 @@
+//! The certificate authority of a cluster: real `adit control` processes before a fake API server,
+//! asked by callers of every kind, by `adit node`'s own client, and by daemons that carry traffic.
+//!
+//! Run with `./scripts/test`. The tests need root; one that cannot run fails and says why.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test's tasks end with its runtime"
+)]
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the harness serves several test programs, and each uses its own part"
+)]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bed;
+mod caller;
+mod client;
+mod mesh;
+mod refusals;
+mod root;
+mod rotation;

@@ -1,0 +1,126 @@
+//! Kubelet's probes pass where plain connections are refused, and nobody else's do.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::processes::{Group, Process};
+use crate::support::{Lab, eventually, run};
+
+/// Reads one address a line and says what came of a call there. Listens on 10250, as kubelet does.
+const KUBELET: &str = r"
+import socket, sys
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', 10250)); l.listen()
+print('ready', flush=True)
+for line in sys.stdin:
+    ip, port = line.split()
+    try:
+        s = socket.create_connection((ip, int(port)), 5); s.settimeout(5)
+        got = s.recv(100)
+        print('served' if got else 'ended', flush=True)
+    except OSError as e:
+        print('failed', flush=True)
+";
+
+/// Something that calls itself kubelet, whatever it is.
+struct Prober(Process);
+
+impl Prober {
+    /// On node 1, under this name, listening on that port.
+    fn new(lab: &Lab, group: &Group, name: &str, port: u16) -> Self {
+        let directory = lab.dir().join(name);
+        fs::create_dir_all(&directory).expect("it is writable");
+        let program = directory.join(name);
+        let python = "import sys, os; print(os.path.realpath(sys.executable))";
+        let python = run("python3", &["-c", python]);
+        let _ = std::os::unix::fs::symlink(python.trim(), &program);
+        let script = KUBELET.replace("10250", &port.to_string());
+        let program = program.to_string_lossy().into_owned();
+        let netns = lab.node(1).netns();
+        let process = group.run(Some(netns), &[&program, "-u", "-c", &script]);
+        let mut prober = Self(process);
+        assert_eq!(prober.line(), "ready");
+        prober
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        let output = self.0.0.stdout.as_mut().expect("it is piped");
+        BufReader::new(output)
+            .read_line(&mut line)
+            .expect("it speaks");
+        line.trim().to_owned()
+    }
+
+    fn call(&mut self, to: SocketAddr) -> String {
+        let input = self.0.0.stdin.as_mut().expect("it is piped");
+        writeln!(input, "{} {}", to.ip(), to.port()).expect("it reads");
+        self.line()
+    }
+}
+
+#[test]
+fn kubelet_s_probes_pass_under_strict_and_nothing_else_from_the_node_does() {
+    let mut lab = Lab::new();
+    let pod = lab.pod(1, "a");
+    let stranger = lab.stranger(2, "far");
+    lab.cluster.put(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": { "name": "strict", "namespace": "mesh" },
+        "spec": { "mtls": { "mode": "STRICT" } },
+    }));
+    lab.cluster.put(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": { "name": "nothing", "namespace": "mesh" }, "spec": {},
+    }));
+    let service = Group::unified("system.slice/kubelet.service");
+    let mut kubelet = Prober::new(&lab, &service, "kubelet", 10250);
+    lab.start();
+    let _server = pod.greet(8080);
+    let to = pod.at(8080);
+    for to in [to, SocketAddr::new(pod.v6(), 8080)] {
+        eventually(Duration::from_secs(12), "the probe passes", || {
+            kubelet.call(to) == "served"
+        });
+    }
+    let record = lab.daemon(1).record("the probe", |r| r.is("path", "probe"));
+    assert!(record.is("dst.addr", &to.to_string()));
+    // Others of the node, root or not, are not kubelet.
+    let other = Group::unified("system.slice/other.service");
+    let mut pretender = Prober::new(&lab, &other, "worker", 0);
+    assert_eq!(pretender.call(to), "failed");
+    // One that calls itself so in a pod on the node's network is not either.
+    drop(pretender);
+    let contained = Group::unified(
+        "kubepods.slice/kubepods-pod00000000_b29f_41e7_9350_000000000001.slice/crio-1.scope",
+    );
+    let mut impostor = Prober::new(&lab, &contained, "kubelet", 0);
+    assert_eq!(impostor.call(to), "failed");
+    drop(impostor);
+    // Nor is what the node passes on under its own address: even from kubelet's own port, on which
+    // kubelet listens.
+    lab.node(1).netns().nft(&format!(
+        "table ip nat {{
+            chain pre {{ type nat hook prerouting priority dstnat; ip daddr 10.0.0.1 tcp dport 8080 dnat to {to}; }}
+            chain post {{ type nat hook postrouting priority srcnat; ip daddr {} tcp dport 8080 iifname eth0 snat to 10.1.1.1:10250; }}
+        }}",
+        to.ip(),
+    ));
+    let through: SocketAddr = "10.0.0.1:8080".parse().expect("an address");
+    let outcome = stranger.call_for(through, Duration::from_secs(3));
+    assert!(!format!("{outcome:?}").contains("Served"), "{outcome:?}");
+    lab.daemon(1).record("it came from kubelet's port", |r| {
+        r.is("src.addr", "10.1.1.1:10250") && !r.text("reason").is_empty()
+    });
+    // Kubelet is started again: another process, another group.
+    drop(kubelet);
+    drop(service);
+    let service = Group::unified("system.slice/kubelet.service");
+    let mut kubelet = Prober::new(&lab, &service, "kubelet", 10250);
+    eventually(Duration::from_secs(12), "it is known again", || {
+        kubelet.call(to) == "served"
+    });
+}
