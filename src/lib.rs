@@ -32,5 +32,6 @@ pub mod cluster;
 pub mod pipe;
 pub mod task;
 
+pub mod causes;
 pub mod mesh;
 pub mod sys;

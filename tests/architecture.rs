@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer; each may use those of lower layers only.
 const LAYERS: [&str; 10] = [
-    "mesh sys",
+    "causes mesh sys",
     "api cluster task drain pipe",
     "pki telemetry source",
     "capture identify authorize tunnel deliver",

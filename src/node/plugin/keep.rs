@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::causes::Causes;
 use crate::cluster::Clients;
 use crate::node::config::{Chain as Wanted, Config, Install, Source};
-use crate::node::error::Chain;
 use crate::node::plugin::chain::Entry;
 use crate::node::plugin::install::{Error, Installed, Installer};
 use crate::task;
@@ -55,7 +55,7 @@ fn tell(told: &mut Option<String>, round: &Result<(Installed, bool), Error>) {
             *told = None;
         }
         Err(error) => {
-            let why = Chain(error).to_string();
+            let why = Causes(error).to_string();
             if told.as_ref() != Some(&why) {
                 tracing::warn!(error = %why, "cni plugin not installed: pods may start uncaptured");
             }
