@@ -209,7 +209,7 @@ impl Ca {
             CaStep::Promote(args) => (Step::Promote, args),
             CaStep::Retire(args) => (Step::Retire, args),
         };
-        ca::run(step, &args.place(), &mut io::stdout().lock())?;
+        ca::run(step, &args.place()?, &mut io::stdout().lock())?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -365,8 +365,8 @@ fn offline(
         same_node_direct: same_node == SameNode::Direct,
         settings: Settings {
             enrol_labels: mesh.enrol_labels(),
-            trust_domain: mesh.trust_domain,
-            cluster_domain: mesh.cluster_domain,
+            trust_domain: mesh.domains.trust_domain,
+            cluster_domain: mesh.domains.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
             marking: None,
         },
