@@ -155,6 +155,15 @@ impl Bed {
         }
     }
 
+    /// A cluster with a pod of `shop/cart` on worker-1, and a replica.
+    #[track_caller]
+    pub(crate) fn shop() -> (Self, Control) {
+        let bed = Self::new();
+        bed.pod("worker-1", "shop", "cart-1", "cart");
+        let control = bed.start("control", &[]);
+        (bed, control)
+    }
+
     /// Starts a replica and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(&self, name: &str, args: &[&str]) -> Control {
@@ -176,6 +185,14 @@ impl Bed {
     /// The Secret.
     pub(crate) fn secret(&self) -> Option<Value> {
         self.api.object("v1", "Secret", "adit-system", "adit-ca")
+    }
+
+    /// What the Secret holds, by name.
+    #[track_caller]
+    pub(crate) fn secret_keys(&self) -> Vec<String> {
+        let secret = self.secret().expect("it is there");
+        let data = secret["data"].as_object().expect("it has data");
+        data.keys().cloned().collect()
     }
 
     /// Somebody who asks a replica, with the roots published now and the token of worker-1.

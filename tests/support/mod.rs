@@ -10,6 +10,12 @@
 //! process's id, so that tests run side by side; everything made is removed when the lab goes,
 //! also by a panic, and what a killed run left behind is swept by the next.
 
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the harness serves several test programs, and each uses its own part"
+)]
+
 pub(crate) mod apiserver;
 mod app;
 mod cluster;
