@@ -20,8 +20,6 @@
 mod support;
 
 mod bed;
-mod cluster;
 mod faults;
 mod ground;
 mod index;
-mod real;
