@@ -27,11 +27,16 @@ pub(crate) const SOON: Duration = Duration::from_secs(12);
 /// Token to the status of its review.
 type Tokens = Arc<Mutex<BTreeMap<String, Value>>>;
 
-/// The whole. Everything goes when it is dropped.
+/// The whole, before the fake server. Everything goes when it is dropped.
 pub(crate) struct Bed {
     pub(crate) api: ApiServer,
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) place: Place,
     tokens: Tokens,
+}
+
+/// Where replicas run: their files, and the network that they are in.
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
     namespace: Option<Arc<Namespace>>,
 }
 
@@ -57,28 +62,46 @@ impl Bed {
                 None => json!({ "authenticated": false, "error": "unknown token" }),
             }
         }));
-        let dir = tempfile::Builder::new().prefix("adit-ca-").tempdir();
-        let dir = dir.expect("the temporary directory is writable");
-        let bed = Self {
-            api,
-            dir,
-            tokens,
-            namespace,
-        };
-        let kubeconfig = bed.api.kubeconfig("{token: control}");
-        std::fs::write(bed.kubeconfig(), kubeconfig).expect("the directory is writable");
+        let place = Place::new(&api.kubeconfig("{token: control}"), namespace);
+        let bed = Self { api, place, tokens };
         bed.node("worker-1");
         bed.node("worker-2");
         bed
     }
 
-    /// Where a path of this test is.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+    /// A cluster with a pod of `shop/cart` on worker-1, and a replica.
+    #[track_caller]
+    pub(crate) fn shop() -> (Self, Control) {
+        let bed = Self::new();
+        bed.pod("worker-1", "shop", "cart-1", "cart");
+        let control = bed.start("control", &[]);
+        (bed, control)
     }
 
-    fn kubeconfig(&self) -> PathBuf {
-        self.path("kubeconfig")
+    /// Where a path of this test is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.place.path(name)
+    }
+
+    /// Starts a replica with further arguments, and does not wait.
+    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Control {
+        self.place.spawn(name, args)
+    }
+
+    /// The same, on these ports: of requests, metrics and readiness.
+    pub(crate) fn spawn_at(&self, name: &str, ports: [u16; 3], args: &[&str]) -> Control {
+        self.place.spawn_at(name, ports, args)
+    }
+
+    /// Starts a replica and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, args: &[&str]) -> Control {
+        self.place.start(name, args)
+    }
+
+    /// Runs `adit ca STEP`; whether it was done, and everything that it printed.
+    pub(crate) fn ca(&self, step: &str) -> (bool, String) {
+        self.place.ca(step)
     }
 
     /// Gives a token a meaning: the status of its TokenReview. The audiences in it are those that
@@ -105,71 +128,6 @@ impl Bed {
             "spec": { "nodeName": node, "serviceAccountName": account, "containers": [] },
             "status": { "phase": "Running" },
         }));
-    }
-
-    /// Starts a replica with further arguments, and does not wait.
-    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Control {
-        let ports = free_ports(self.namespace.as_deref());
-        self.spawn_at(name, ports, args)
-    }
-
-    /// The same, on these ports: of requests, metrics and readiness.
-    pub(crate) fn spawn_at(&self, name: &str, ports: [u16; 3], args: &[&str]) -> Control {
-        let log = self.path(&format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log);
-        let file = file.expect("the directory is writable");
-        let mut command = match &self.namespace {
-            None => Command::new("setpriv"),
-            Some(namespace) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net={}", namespace.path().display()));
-                command.arg("setpriv");
-                command
-            }
-        };
-        // Both replace themselves, so that the child's id is the program's own; and the kernel ends
-        // it with the test, however that ends.
-        command.args(["--pdeathsig", "KILL", ADIT]);
-        let on = |port| SocketAddr::from(([0, 0, 0, 0], port)).to_string();
-        command
-            .args(["control", "--log-format", "json", "--name", "127.0.0.1"])
-            .args(["--namespace", "adit-system"])
-            .arg("--kubeconfig")
-            .arg(self.kubeconfig())
-            .args(["--listen", &on(ports[0]), "--metrics", &on(ports[1])])
-            .args(["--ready", &on(ports[2])])
-            .args(args);
-        clean(&mut command);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("a descriptor is free"))
-            .stderr(file)
-            .spawn()
-            .expect("setpriv (util-linux) can be run");
-        Control {
-            name: name.to_owned(),
-            child,
-            log,
-            ports,
-            namespace: self.namespace.clone(),
-        }
-    }
-
-    /// A cluster with a pod of `shop/cart` on worker-1, and a replica.
-    #[track_caller]
-    pub(crate) fn shop() -> (Self, Control) {
-        let bed = Self::new();
-        bed.pod("worker-1", "shop", "cart-1", "cart");
-        let control = bed.start("control", &[]);
-        (bed, control)
-    }
-
-    /// Starts a replica and waits until it is ready.
-    #[track_caller]
-    pub(crate) fn start(&self, name: &str, args: &[&str]) -> Control {
-        let mut control = self.spawn(name, args);
-        control.await_ready();
-        control
     }
 
     /// The published roots; empty before they are.
@@ -199,10 +157,91 @@ impl Bed {
     pub(crate) fn caller(&self, control: &Control) -> Caller {
         Caller::new(control.address(), &self.bundle(), "worker-1-token")
     }
+}
+
+impl Place {
+    /// Where replicas find their API server by this kubeconfig.
+    pub(crate) fn new(kubeconfig: &str, namespace: Option<Arc<Namespace>>) -> Self {
+        let dir = tempfile::Builder::new().prefix("adit-ca-").tempdir();
+        let dir = dir.expect("the temporary directory is writable");
+        let place = Self { dir, namespace };
+        std::fs::write(place.kubeconfig(), kubeconfig).expect("the directory is writable");
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.path("kubeconfig")
+    }
+
+    /// The program under test, to be run here.
+    fn program(&self) -> Command {
+        let mut command = match &self.namespace {
+            None => Command::new("setpriv"),
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", namespace.path().display()));
+                command.arg("setpriv");
+                command
+            }
+        };
+        // Both replace themselves, so that the child's id is the program's own; and the kernel ends
+        // it with the test, however that ends.
+        command.args(["--pdeathsig", "KILL", ADIT]);
+        command
+    }
+
+    /// Starts a replica with further arguments, and does not wait.
+    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Control {
+        let ports = free_ports(self.namespace.as_deref());
+        self.spawn_at(name, ports, args)
+    }
+
+    /// The same, on these ports: of requests, metrics and readiness.
+    pub(crate) fn spawn_at(&self, name: &str, ports: [u16; 3], args: &[&str]) -> Control {
+        let log = self.path(&format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.expect("the directory is writable");
+        let mut command = self.program();
+        let on = |port| SocketAddr::from(([0, 0, 0, 0], port)).to_string();
+        command
+            .args(["control", "--log-format", "json", "--name", "127.0.0.1"])
+            .args(["--namespace", "adit-system"])
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(["--listen", &on(ports[0]), "--metrics", &on(ports[1])])
+            .args(["--ready", &on(ports[2])])
+            .args(args);
+        clean(&mut command);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a descriptor is free"))
+            .stderr(file)
+            .spawn()
+            .expect("setpriv (util-linux) can be run");
+        Control {
+            name: name.to_owned(),
+            child,
+            log,
+            ports,
+            namespace: self.namespace.clone(),
+        }
+    }
+
+    /// Starts a replica and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, args: &[&str]) -> Control {
+        let mut control = self.spawn(name, args);
+        control.await_ready();
+        control
+    }
 
     /// Runs `adit ca STEP`; whether it was done, and everything that it printed.
     pub(crate) fn ca(&self, step: &str) -> (bool, String) {
-        let mut command = Command::new(ADIT);
+        let mut command = self.program();
         command
             .args(["ca", step, "--namespace", "adit-system", "--kubeconfig"])
             .arg(self.kubeconfig());

@@ -15,8 +15,6 @@
 mod support;
 
 mod bed;
-mod cluster;
 mod faults;
 mod ground;
 mod index;
-mod real;

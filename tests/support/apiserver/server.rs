@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::routes;
 use super::store::{Entry, Resource, Store};
+use super::tokens::Tokens;
 use crate::support::namespace::Namespace;
 
 /// How the server behaves when nothing is wrong.
@@ -125,6 +126,7 @@ pub(super) struct State {
     pub(super) watches: Vec<Live>,
     pub(super) requests: Vec<Request>,
     pub(super) review: Review,
+    pub(super) tokens: Tokens,
 }
 
 pub(super) struct Shared {
@@ -178,6 +180,7 @@ impl ApiServer {
             watches: Vec::new(),
             requests: Vec::new(),
             review: Arc::new(|_, _| json!({ "authenticated": false })),
+            tokens: Tokens::default(),
         };
         let mut server = Self {
             shared: Arc::new(Shared {
@@ -370,7 +373,7 @@ impl ApiServer {
         change(&mut self.shared.lock().options);
     }
 
-    /// Who a TokenReview says a token is.
+    /// Who a TokenReview says a token is that was not given out by the server itself.
     pub(crate) fn review(&self, review: Review) {
         self.shared.lock().review = review;
     }
