@@ -5,6 +5,7 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod check;
 mod control;
 mod plugin;
 mod value;
@@ -25,6 +26,7 @@ use crate::telemetry::log::{Filter, Format};
 
 use value::{address, busy_poll, ca, dns_name, duration, label, namespace};
 
+pub use check::CheckArgs;
 pub use control::{CaArgs, ControlArgs};
 pub use plugin::{InstallArgs, plugin};
 

@@ -53,7 +53,7 @@ pub struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    fn namespace(&self) -> String {
+    pub(super) fn namespace(&self) -> String {
         #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
         let injected = std::env::var("POD_NAMESPACE").ok();
         let injected = injected.filter(|name| namespace(name).is_ok());
@@ -61,7 +61,7 @@ impl ClusterArgs {
         given.unwrap_or_else(|| "adit-system".to_owned())
     }
 
-    fn access(&self) -> Access {
+    pub(super) fn access(&self) -> Access {
         #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
         let (files, home) = (std::env::var_os("KUBECONFIG"), std::env::var_os("HOME"));
         #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
