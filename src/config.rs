@@ -5,6 +5,7 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod check;
 mod common;
 mod control;
 mod plugin;
@@ -23,6 +24,7 @@ use crate::sys::socket::Congestion;
 
 use value::{address, busy_poll, ca, dns_name, duration, label, namespace};
 
+pub use check::CheckArgs;
 pub use common::{DomainArgs, KubeArgs, LogArgs, WatchArgs};
 pub use control::{CaArgs, ControlArgs};
 pub use plugin::{InstallArgs, plugin};

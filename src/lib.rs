@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod config;
 
+pub mod check;
 pub mod cni;
 pub mod control;
 pub mod inspect;

@@ -12,7 +12,7 @@ const LAYERS: [&str; 10] = [
     "pki telemetry source",
     "capture identify authorize tunnel deliver",
     "explain",
-    "node cni control inspect",
+    "node cni control inspect check",
     "config",
     "cli",
     "lib",

@@ -44,7 +44,7 @@ pub struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    fn namespace(&self) -> String {
+    pub(super) fn namespace(&self) -> String {
         #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
         let injected = std::env::var("POD_NAMESPACE").ok();
         let injected = injected.filter(|name| namespace(name).is_ok());

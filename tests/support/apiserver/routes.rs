@@ -382,7 +382,11 @@ fn elsewhere(asking: &Asking, path: &str, state: &mut State) -> Response<Body> {
         "/apis/authorization.k8s.io/v1/subjectaccessreviews"
         | "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
             let mut review = asking.body.clone();
-            review["status"] = json!({ "allowed": true });
+            let about = &review["spec"]["resourceAttributes"];
+            let word = |field: &str| about[field].as_str().unwrap_or_default();
+            let right = format!("{} {}", word("verb"), word("resource"));
+            let allowed = !state.options.denied.contains(&right);
+            review["status"] = json!({ "allowed": allowed });
             text(201, review.to_string())
         }
         "/api" => text(

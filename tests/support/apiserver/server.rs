@@ -32,6 +32,8 @@ pub(crate) struct Options {
     /// Whether a watch from before the history is refused with 410, instead of being told so in
     /// its stream.
     pub(crate) gone_as_status: bool,
+    /// Rights that access reviews say nobody has, such as `create daemonsets`.
+    pub(crate) denied: BTreeSet<String>,
 }
 
 impl Default for Options {
@@ -43,6 +45,7 @@ impl Default for Options {
             streaming: true,
             bookmarks: Duration::from_millis(500),
             gone_as_status: false,
+            denied: BTreeSet::new(),
         }
     }
 }
