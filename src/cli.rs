@@ -369,6 +369,7 @@ fn offline(
             cluster_domain: mesh.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
             marking: None,
+            home: None,
         },
         root_namespace: mesh.root_namespace,
     })
