@@ -152,7 +152,7 @@ fn a_daemon_whose_namespace_is_deleted_leaves_nothing_on_the_node() {
     assert!(!sandbox.is_captured());
     assert_eq!(files(&conf), ["10-pods.conflist"]);
     assert_eq!(files(&bin), ["bridge", "host-local"]);
-    let run_dir = crate::support::run_dir(lab.dir(), "node1");
+    let run_dir = lab.daemon(1).launch().run_dir.clone();
     assert_eq!(files(&run_dir), [""; 0]);
 }
 
