@@ -111,7 +111,9 @@ fn a_pod_is_marked_while_it_is_captured() {
 fn a_daemon_whose_namespace_is_deleted_leaves_nothing_on_the_node() {
     let mut lab = lab();
     let server = server(&lab);
-    server.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "adit-system" } }));
+    server.put(
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "adit-system" } }),
+    );
     let [bin, conf] = ["bin", "conf"].map(|name| {
         let directory = lab.dir().join(name);
         std::fs::create_dir(&directory).expect("the lab's directory is writable");
@@ -123,7 +125,11 @@ fn a_daemon_whose_namespace_is_deleted_leaves_nothing_on_the_node() {
     std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
     let paths = [&kubeconfig, &bin, &conf].map(|path| path.to_string_lossy().into_owned());
     let flags = ["--kubeconfig", "--cni-bin-dir", "--cni-conf-dir"];
-    let args: Vec<_> = flags.iter().zip(&paths).flat_map(|(flag, path)| [*flag, path]).collect();
+    let args: Vec<_> = flags
+        .iter()
+        .zip(&paths)
+        .flat_map(|(flag, path)| [*flag, path])
+        .collect();
     let pod = Pod::new("mesh", "a");
     server.put(pod.object(&[]));
     let daemon = lab.launch(1).source("kube").args(&args).start();

@@ -100,7 +100,9 @@ fn when_our_own_namespace_goes_nobody_is_enrolled_any_more() {
         index.apply([a(), namespace("home", "")].map(Change::Upsert));
         index.apply([&change]);
         // What comes later does not bring it back.
-        index.apply([pod("b", "n1", &["10.0.0.2"]).into(), namespace("home", "")].map(Change::Upsert));
+        index.apply(
+            [pod("b", "n1", &["10.0.0.2"]).into(), namespace("home", "")].map(Change::Upsert),
+        );
         assert_eq!(index.is_over(), over, "{home:?} {change:?}");
         let enrolled = index.snapshot().counts().enrolled;
         assert_eq!(enrolled, if over { 0 } else { 2 }, "{home:?} {change:?}");
@@ -108,7 +110,11 @@ fn when_our_own_namespace_goes_nobody_is_enrolled_any_more() {
     check(Some("home"), Change::Upsert(going("home")), true);
     check(Some("home"), Change::Remove(key(&going("home"))), true);
     check(Some("home"), Change::Upsert(going("other")), false);
-    check(Some("home"), Change::Upsert(namespace("home", "a=b")), false);
+    check(
+        Some("home"),
+        Change::Upsert(namespace("home", "a=b")),
+        false,
+    );
     check(None, Change::Upsert(going("home")), false);
 }
 

@@ -62,8 +62,15 @@ async fn remove(install: Install, runtime: Option<&str>) {
     let work = move || uninstall(&install.bin_dir, &install.conf_dir, keep_binary);
     match task::blocking("uninstall", work).await {
         Some(Ok(removed)) => {
-            let removed: Vec<_> = removed.iter().map(|path| path.display().to_string()).collect();
-            tracing::info!(removed = removed.join(" "), keep_binary, "cni plugin removed");
+            let removed: Vec<_> = removed
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            tracing::info!(
+                removed = removed.join(" "),
+                keep_binary,
+                "cni plugin removed"
+            );
         }
         Some(Err(error)) => {
             tracing::error!(error = %error, "cni plugin not removed: run adit cni uninstall on the node");
