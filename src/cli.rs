@@ -214,8 +214,13 @@ impl Ca {
             CaStep::Promote(args) => (Step::Promote, args),
             CaStep::Retire(args) => (Step::Retire, args),
         };
-        ca::run(step, &args.place()?, &mut io::stdout().lock())?;
-        Ok(ExitCode::SUCCESS)
+        match args.place() {
+            Ok(place) => {
+                ca::run(step, &place, &mut io::stdout().lock())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => misused(error),
+        }
     }
 }
 
@@ -394,6 +399,7 @@ fn offline(
             cluster_domain: mesh.domains.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
             marking: None,
+            home: None,
         },
         root_namespace: mesh.root_namespace,
     })

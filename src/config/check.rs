@@ -84,6 +84,7 @@ impl CheckArgs {
                     cluster_domain: mesh.domains.cluster_domain,
                     excluded_namespaces: mesh.exclude_namespace,
                     marking: None,
+                    home: None,
                 },
                 root_namespace: mesh.root_namespace,
             },

@@ -6,7 +6,7 @@
 //! labels until that comes, one before its node no zone.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -45,6 +45,8 @@ pub struct Index {
     contested: Contested,
     identities: Identities,
     services: Services,
+    /// Whether our own namespace is going, and the mesh with it.
+    over: bool,
 }
 
 impl Index {
@@ -59,7 +61,14 @@ impl Index {
             contested: Contested::default(),
             identities: Identities::default(),
             services: Services::default(),
+            over: false,
         }
+    }
+
+    /// Whether our own namespace is being deleted: nobody is enrolled any more, for good.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over
     }
 
     /// The state now. Costs a few counters, whatever the cluster's size.
@@ -124,6 +133,7 @@ impl Index {
             Kind::Namespace => {
                 self.namespaces.remove(&key.name);
                 self.relabel(&key.name);
+                self.end_with(&key.name);
             }
             Kind::Node => self.place(&key.name, None),
             Kind::Pod => {
@@ -255,6 +265,23 @@ impl Index {
         let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
         if self.namespaces.insert(name, labels).as_ref() != Some(&namespace.labels) {
             self.relabel(&namespace.name);
+        }
+        if namespace.terminating {
+            self.end_with(&namespace.name);
+        }
+    }
+
+    /// Ends the mesh if the namespace that goes is ours: no label enrols any more.
+    fn end_with(&mut self, namespace: &str) {
+        if self.over || self.settings.home.as_deref() != Some(namespace) {
+            return;
+        }
+        self.over = true;
+        self.settings.enrol_labels.clear();
+        let pods = self.state.pods.iter();
+        let all: BTreeSet<_> = pods.map(|pod| pod.workload.namespace.clone()).collect();
+        for namespace in all {
+            self.relabel(&namespace);
         }
     }
 

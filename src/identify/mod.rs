@@ -42,6 +42,9 @@ pub struct Settings {
     /// Our node, where each node marks the pods that it has captured, and so a pod of another one
     /// is reached by tunnel if it is marked; `None` where enrolment says it all.
     pub marking: Option<String>,
+    /// Our own namespace, where its deletion means that the mesh is to be no more: from then on nobody
+    /// is enrolled.
+    pub home: Option<String>,
 }
 
 impl Settings {
@@ -56,6 +59,7 @@ impl Settings {
             enrol_labels: vec![(key.to_owned(), value.to_owned())],
             excluded_namespaces: vec!["kube-system".to_owned()],
             marking: None,
+            home: None,
         }
     }
 }

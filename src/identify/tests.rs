@@ -30,6 +30,7 @@ fn namespace(name: &str, words: &str) -> Object {
     Object::Namespace(Box::new(Namespace {
         name: name.into(),
         labels: labels(words),
+        terminating: false,
     }))
 }
 

@@ -159,6 +159,11 @@ impl Marks {
             .retain(|_, marked| !marked.leaving || marked.busy || marked.said == Some(true));
     }
 
+    /// Whether every pod is as it was said to be.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+    }
+
     /// What is to be written now. Each note must be answered by [`Marks::done`].
     pub(crate) fn due(&mut self, now: Instant) -> Vec<Note> {
         let mut notes = Vec::new();

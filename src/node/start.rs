@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::authorize;
@@ -179,6 +179,10 @@ fn index_settings(config: &Config) -> identify::Settings {
             Source::Files(_) => None,
             Source::Kube { .. } => Some(config.node.clone()),
         },
+        home: match (&config.source, &config.install) {
+            (Source::Kube { .. }, Some(install)) => Some(install.own_namespace.clone()),
+            _ => None,
+        },
     }
 }
 
@@ -205,9 +209,10 @@ async fn run_control(
     let (asked, questions) = mpsc::unbounded_channel();
     let socket = config.plugin_socket();
     tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
+    let (over, is_over) = watch::channel(false);
     if let Some(install) = config.install.clone() {
         let installed = shared.metrics.daemon.plugin_installed.clone();
-        let keep = plugin::keep(config.clone(), install, installed);
+        let keep = plugin::keep(config.clone(), install, installed, is_over);
         tasks.push(task::spawn("install", keep));
     }
     let signals = task::ends().map_err(|cause| StartError::System("a signal handler", cause))?;
@@ -233,6 +238,7 @@ async fn run_control(
         policies,
         enroller,
         board,
+        over,
     )
     .map_err(|cause| StartError::System("the watch of the API server", cause))?;
     control.run(signals, questions).await;

@@ -18,6 +18,8 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// `metadata.labels`.
     pub labels: Labels,
+    /// Whether it is being deleted, which nothing can stop any more.
+    pub terminating: bool,
 }
 
 /// A node: where it stands.

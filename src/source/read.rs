@@ -56,6 +56,7 @@ pub(super) fn namespace(raw: &raw::Bare<'_>, key: Key, interner: &mut Interner) 
     Object::Namespace(Box::new(object::Namespace {
         name: key.name,
         labels: interner.labels(raw.metadata.labels.iter()),
+        terminating: raw.metadata.deletion_timestamp.is_some(),
     }))
 }
 

@@ -84,6 +84,41 @@ fn a_namespaces_label_reaches_its_pods_at_any_time() {
 }
 
 #[test]
+fn when_our_own_namespace_goes_nobody_is_enrolled_any_more() {
+    let going = |name: &str| match namespace(name, "adit.mesh/mode=ambient") {
+        Object::Namespace(mut namespace) => {
+            namespace.terminating = true;
+            Object::Namespace(namespace)
+        }
+        other => other,
+    };
+    let check = |home: Option<&str>, change: Change, over: bool| {
+        let mut index = Index::new(Settings {
+            home: home.map(str::to_owned),
+            ..settings()
+        });
+        index.apply([a(), namespace("home", "")].map(Change::Upsert));
+        index.apply([&change]);
+        // What comes later does not bring it back.
+        index.apply(
+            [pod("b", "n1", &["10.0.0.2"]).into(), namespace("home", "")].map(Change::Upsert),
+        );
+        assert_eq!(index.is_over(), over, "{home:?} {change:?}");
+        let enrolled = index.snapshot().counts().enrolled;
+        assert_eq!(enrolled, if over { 0 } else { 2 }, "{home:?} {change:?}");
+    };
+    check(Some("home"), Change::Upsert(going("home")), true);
+    check(Some("home"), Change::Remove(key(&going("home"))), true);
+    check(Some("home"), Change::Upsert(going("other")), false);
+    check(
+        Some("home"),
+        Change::Upsert(namespace("home", "a=b")),
+        false,
+    );
+    check(None, Change::Upsert(going("home")), false);
+}
+
+#[test]
 fn a_snapshot_stays_as_it_was() {
     let mut index = index([a()]);
     let before = index.snapshot();

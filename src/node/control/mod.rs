@@ -6,6 +6,7 @@
 
 mod capturing;
 mod feed;
+mod leaving;
 mod marking;
 mod plugging;
 mod showing;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
 use crate::authorize;
@@ -29,6 +30,7 @@ use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
 use crate::node::config::{Config, Source};
 use crate::node::control::feed::Feed;
+use crate::node::control::leaving::Leaving;
 use crate::node::control::plugging::Plugged;
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
 use crate::node::mark::{ApiScribe, Marks, Note, Scribe, Unwritten};
@@ -86,6 +88,8 @@ pub(crate) struct Control {
     checking: bool,
     /// Set once the daemon was told to end.
     ending: Option<Ending>,
+    /// Whether the mesh is over and this node is being left.
+    leaving: Leaving,
     board: Arc<ArcSwap<Board>>,
     events: mpsc::UnboundedSender<Event>,
     received: mpsc::UnboundedReceiver<Event>,
@@ -123,6 +127,7 @@ impl Control {
         policies: authorize::Store,
         enroller: Enroller,
         board: Arc<ArcSwap<Board>>,
+        over: watch::Sender<bool>,
     ) -> io::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
@@ -151,6 +156,7 @@ impl Control {
             scribe,
             checking: false,
             ending: None,
+            leaving: Leaving::new(over),
             board,
             events,
             received,
@@ -170,11 +176,15 @@ impl Control {
             tokio::select! {
                 biased;
                 () = signals.next() => {
-                    if self.ending.is_some() {
+                    if self.ending.is_some() || self.leaving.is_told() {
                         tracing::warn!("told twice to end, cutting what is left");
                         return;
                     }
-                    self.ending = Some(self.drain_all());
+                    if self.index.is_over() {
+                        self.leaving.told(Instant::now());
+                    } else {
+                        self.ending = Some(self.drain_all());
+                    }
                     self.show();
                 }
                 Some(event) = self.received.recv() => {
@@ -187,7 +197,12 @@ impl Control {
                     self.act();
                     self.show();
                 }
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => {
+                    self.tick();
+                    if self.has_left() {
+                        return;
+                    }
+                }
                 _ = check.tick() => self.check(),
                 _ = expire.tick() => {
                     self.expire();
@@ -258,6 +273,9 @@ impl Control {
         // Given away, so that a first load does not hold everything twice.
         for rejected in self.index.apply(objects) {
             tracing::error!(object = %rejected.object, reason = %rejected.cause, "object not taken");
+        }
+        if self.index.is_over() {
+            self.leaving.begin();
         }
         if !synced {
             return;

@@ -380,6 +380,11 @@ impl Control {
         }
     }
 
+    /// Takes back what was said of namespaces.
+    pub(super) fn forget_namespaces(&mut self) {
+        self.plugged.left.forget();
+    }
+
     fn answer(&self, waiting: Waiting, answer: Answer) {
         let word = match &answer {
             Answer::Enrolled => "enrolled",

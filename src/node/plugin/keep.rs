@@ -5,12 +5,13 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
 
 use crate::causes::Causes;
 use crate::cluster::Clients;
 use crate::node::config::{Chain as Wanted, Config, Install, Source};
 use crate::node::plugin::chain::Entry;
-use crate::node::plugin::install::{Error, Installed, Installer};
+use crate::node::plugin::install::{Error, Installed, Installer, uninstall};
 use crate::task;
 
 /// How often the node is looked at: primary networks write their files at any time.
@@ -18,8 +19,14 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the API server may take to say what the runtime is.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Keeps it installed as `install` says; ends with the task, and leaves everything in place.
-pub(crate) async fn keep(config: Config, install: Install, installed: Gauge) {
+/// Keeps it installed as `install` says; ends with the task, and leaves everything in place. Once
+/// the mesh is `over`, removes it.
+pub(crate) async fn keep(
+    config: Config,
+    install: Install,
+    installed: Gauge,
+    mut over: watch::Receiver<bool>,
+) {
     let entry = Entry {
         run_dir: config.run_dir.display().to_string(),
         own_namespace: install.own_namespace.clone(),
@@ -29,7 +36,7 @@ pub(crate) async fn keep(config: Config, install: Install, installed: Gauge) {
     let (bin, conf) = (&install.bin_dir, &install.conf_dir);
     let mut installer = Installer::new(bin, conf, entry, runtime.as_deref());
     let mut told = None;
-    loop {
+    while !*over.borrow() {
         let round = task::blocking("install", move || {
             let round = installer.round();
             (installer, round)
@@ -40,7 +47,35 @@ pub(crate) async fn keep(config: Config, install: Install, installed: Gauge) {
         installer = back;
         installed.set(round.is_ok().into());
         tell(&mut told, &round);
-        tokio::time::sleep(LOOK).await;
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, over.wait_for(|over| *over)).await {
+            return; // The daemon ends.
+        }
+    }
+    installed.set(0);
+    remove(install, runtime.as_deref()).await;
+}
+
+/// Removes the plugin. CRI-O executes it once more for each pod that was made with it, and keeps such
+/// pods for ever if it cannot: there the binary stays.
+async fn remove(install: Install, runtime: Option<&str>) {
+    let keep_binary = runtime.is_some_and(|runtime| runtime.starts_with("cri-o:"));
+    let work = move || uninstall(&install.bin_dir, &install.conf_dir, keep_binary);
+    match task::blocking("uninstall", work).await {
+        Some(Ok(removed)) => {
+            let removed: Vec<_> = removed
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            tracing::info!(
+                removed = removed.join(" "),
+                keep_binary,
+                "cni plugin removed"
+            );
+        }
+        Some(Err(error)) => {
+            tracing::error!(error = %error, "cni plugin not removed: run adit cni uninstall on the node");
+        }
+        None => {}
     }
 }
 

@@ -54,6 +54,12 @@ impl Left {
         Ok(())
     }
 
+    /// Takes back whatever was said: there is no plugin any more that would go by it.
+    pub(crate) fn forget(&mut self) {
+        self.written = false;
+        let _ = fs::remove_file(&self.path);
+    }
+
     fn of(&self, index: &Index) -> Namespaces {
         let (mut enrolled, mut others) = (BTreeSet::new(), BTreeSet::new());
         for (name, enrols) in index.namespaces() {

@@ -135,6 +135,7 @@ fn scrapers_and_probes_see_their_page_and_no_other() {
     check(admin::metrics(&Node, &request("/stats/prometheus")), 200);
     check(admin::metrics(&Node, &request("/config_dump")), 404);
     check(admin::ready(&Node, &request("/healthz/ready")), 503);
+    check(admin::ready(&Node, &request("/healthz/live")), 200);
     check(admin::ready(&Node, &request("/logging")), 404);
     let post = Request::new(Method::POST, "/metrics", "");
     check(admin::metrics(&Node, &post), 405);

@@ -16,7 +16,11 @@ fn item(name: &str, version: u64) -> Item {
     let text = version.to_string();
     let labels = Interner::default().labels([("version", &*text)]);
     let name: Arc<str> = name.into();
-    let object = Object::Namespace(Box::new(Namespace { name, labels }));
+    let object = Object::Namespace(Box::new(Namespace {
+        name,
+        labels,
+        terminating: false,
+    }));
     Item {
         key: match &object {
             Object::Namespace(namespace) => Some(key(&namespace.name)),
