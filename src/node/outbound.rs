@@ -202,9 +202,13 @@ impl Leaving<'_> {
         self.worker.shared.metrics.daemon.same_node.inc();
         let joining = pin!(async {
             let announcements = &self.worker.shared.announcements;
-            let announce = |local| announcements.announce(local, via.get(), announcement.clone());
-            let (netns, from) = (&self.pod.netns, captured.source.ip());
-            let lane = self.worker.lane();
+            let announce = |local| {
+                let announced = announcements.announce(local, via.get(), announcement.clone())?;
+                let way = key.map(|key| Way { key, local });
+                let seat = way.map(|way| (way, self.worker.kept.seat(way)));
+                Some((announced, seat))
+            };
+            let lane = self.worker.lane;
             let permit = &live.permit;
             let dialling = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
             let (socket, announced) = dialling.await.map_err(|error| {

@@ -102,6 +102,8 @@ pub(crate) struct Worker {
     pub(crate) index: usize,
     connections: Cell<u64>,
     random: Cell<u64>,
+    /// Which worker this is, for the ports from which it dials workers.
+    pub(crate) lane: Lane,
     server_configs: RefCell<HashMap<Identity, (u64, Arc<ServerConfig>)>>,
     served: RefCell<HashMap<Arc<str>, Served>>,
     /// The evaluator by which each pod's live connections were last checked.
@@ -121,10 +123,15 @@ struct Served {
 impl Worker {
     /// A worker that serves nothing yet. `seed` makes its random draws differ from the others'.
     pub(crate) fn new(shared: Arc<Shared>, index: usize, seed: u64) -> Rc<Self> {
-        let pool = Pool::new(shared.limits.clone());
+        let lane = Lane {
+            index: u16::try_from(index).unwrap_or(0),
+            of: shared.workers,
+        };
+        let pool = Pool::new(shared.limits.clone(), lane);
         Rc::new(Self {
             recorder: shared.metrics.traffic.recorder(index),
             shared,
+            lane,
             pool,
             live: Live::default(),
             handshakes: Handshakes::new(),
@@ -210,14 +217,6 @@ impl Worker {
         let count = self.connections.get() + 1;
         self.connections.set(count);
         (self.index as u64) << 48 | count
-    }
-
-    /// Which worker this is, for the ports of its dials to neighbours.
-    pub(crate) fn lane(&self) -> Lane {
-        Lane {
-            index: u16::try_from(self.index).unwrap_or(0),
-            of: self.shared.workers,
-        }
     }
 
     /// A random draw (SplitMix64): good enough to spread load, not for secrets.
