@@ -31,6 +31,7 @@ use crate::node::same_node::SameNode;
 use crate::node::world::World;
 use crate::node::{carry, inbound, listing, outbound, plaintext};
 use crate::pki::{Certificate, Certificates};
+use crate::pipe::Spare;
 use crate::sys::socket::{Acceptor, Lane};
 use crate::task;
 use crate::telemetry::metrics::{Failure, Metrics, Recorder};
@@ -166,6 +167,7 @@ impl Worker {
         let daemon = &self.shared.metrics.daemon;
         let certificates = &self.shared.certificates;
         self.pool.retire(|key| {
+        Spare::settle();
             certificates
                 .current(&key.own)
                 .is_some_and(|now| now.epoch() != key.epoch)
