@@ -115,7 +115,51 @@ pub trait Duplex {
 pub struct Spare(Vec<u8>);
 
 thread_local! {
-    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARES: RefCell<Spares> = const { RefCell::new(Spares::NONE) };
+}
+
+/// The buffers of a thread. To make one is to write it full of zeros; so as many are kept as were
+/// lent at once a short time ago.
+struct Spares {
+    kept: Vec<Vec<u8>>,
+    lent: usize,
+    /// How many were lent at once, since it was last settled, and in the time before.
+    most: usize,
+    before: usize,
+}
+
+impl Spares {
+    const NONE: Self = Self {
+        kept: Vec::new(),
+        lent: 0,
+        most: 0,
+        before: 0,
+    };
+
+    fn take(&mut self) -> Option<Vec<u8>> {
+        self.lent += 1;
+        self.most = self.most.max(self.lent);
+        self.kept.pop()
+    }
+
+    fn give(&mut self, buffer: Vec<u8>) {
+        self.lent -= 1;
+        if self.kept.len() + self.lent < self.room() {
+            self.kept.push(buffer);
+        }
+    }
+
+    fn settle(&mut self) {
+        self.before = std::mem::replace(&mut self.most, self.lent);
+        let room = self.room().saturating_sub(self.lent);
+        self.kept.truncate(room);
+    }
+
+    /// How many may be kept or lent without being made anew.
+    fn room(&self) -> usize {
+        let lately = self.most.max(self.before);
+        lately.clamp(Spare::KEPT, Spare::MOST)
+    }
 }
 
 impl Spare {
@@ -124,12 +168,20 @@ impl Spare {
 
     /// How many buffers a thread keeps when nobody needs them.
     const KEPT: usize = 2;
+    /// How many it keeps at most.
+    const MOST: usize = 32;
 
     /// Borrows a buffer of this thread. What it holds is left over and means nothing.
     #[must_use]
     pub fn take() -> Self {
-        let kept = SPARES.with_borrow_mut(Vec::pop);
+        let kept = SPARES.with_borrow_mut(Spares::take);
         Self(kept.unwrap_or_else(|| vec![0; Self::SIZE]))
+    }
+
+    /// Lets this thread's buffers go that nobody has needed since the call before the last. To be
+    /// called now and then.
+    pub fn settle() {
+        SPARES.with_borrow_mut(Spares::settle);
     }
 }
 
@@ -151,11 +203,32 @@ impl Drop for Spare {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);
         // When the thread ends, its list may be gone already, and the buffer goes too.
-        let _ = SPARES.try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            if spares.len() < Self::KEPT {
-                spares.push(buffer);
-            }
-        });
+        let _ = SPARES.try_with(|spares| spares.borrow_mut().give(buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_buffers_are_kept_as_were_lent_at_once_lately() {
+        let kept = || SPARES.with_borrow(|spares| spares.kept.len());
+        let lend = |count: usize| drop((0..count).map(|_| Spare::take()).collect::<Vec<_>>());
+        lend(5);
+        assert_eq!(kept(), 5);
+        Spare::settle();
+        lend(1);
+        assert_eq!(kept(), 5, "needed a short time ago");
+        Spare::settle();
+        assert_eq!(kept(), Spare::KEPT);
+        lend(2 * Spare::MOST);
+        assert_eq!(kept(), Spare::MOST);
+        let held = Spare::take();
+        Spare::settle();
+        Spare::settle();
+        assert_eq!(kept(), Spare::KEPT - 1);
+        drop(held);
+        assert_eq!(kept(), Spare::KEPT);
     }
 }

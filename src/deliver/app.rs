@@ -19,9 +19,12 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use crate::deliver::seam::Half;
 use crate::pipe::CHUNK;
 use crate::sys::socket::AppSocket;
 
+/// Why there is a socket.
+const HERE: &str = "taken when the relay is over, never before";
 /// Reads up to this are copied out of the thread's buffer, so that they do not pin it.
 const SMALL: usize = 8 * 1024;
 /// What is left of the thread's buffer is used as long as it is at least this.
@@ -51,10 +54,14 @@ fn take(buffer: &mut BytesMut) -> Bytes {
     bytes
 }
 
-/// An application's socket. Closed before [`finish`](Self::finish), it is reset.
+/// An application's socket, or one of ours in its place. Closed before [`finish`](Self::finish), it
+/// is reset.
 #[derive(Debug)]
 pub(crate) struct App {
-    socket: AppSocket,
+    /// Until it is taken for another use.
+    socket: Option<AppSocket>,
+    /// Where the other end is this thread's, too.
+    half: Option<Half>,
     /// The application's FIN has been read.
     heard_end: bool,
 }
@@ -62,26 +69,69 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(socket: AppSocket) -> Self {
         Self {
-            socket,
+            socket: Some(socket),
+            half: None,
             heard_end: false,
+        }
+    }
+
+    /// The other end is this thread's, too.
+    pub(crate) fn sew(&mut self, half: Half) {
+        half.join();
+        self.half = Some(half);
+    }
+
+    /// The socket and its half, if both directions have ended and it may be used again.
+    pub(crate) fn unpick(&mut self) -> Option<(Half, AppSocket)> {
+        let half = self.half.take().filter(Half::is_whole)?;
+        Some((half, self.socket.take()?))
+    }
+
+    fn socket(&self) -> &AppSocket {
+        self.socket.as_ref().expect(HERE)
+    }
+
+    fn socket_mut(&mut self) -> &mut AppSocket {
+        self.socket.as_mut().expect(HERE)
+    }
+
+    /// Whether all has been read, as the other end has said without a FIN.
+    pub(crate) fn is_over(&self) -> bool {
+        self.half.as_ref().is_some_and(Half::is_over)
+    }
+
+    /// Bytes were read from the socket, not by [`read`](Self::read) or [`forward`](Self::forward).
+    pub(crate) fn took(&self, count: usize) {
+        if let Some(half) = &self.half {
+            half.took(count);
+        }
+    }
+
+    /// Bytes were written to the socket, not by [`write`](Self::write).
+    pub(crate) fn wrote(&self, count: usize) {
+        if let Some(half) = &self.half {
+            half.wrote(count);
         }
     }
 
     /// Ready when a read might find bytes, a FIN or an error.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.socket.is_unread() {
+        if self.socket().is_unread() || self.is_over() {
             return Poll::Ready(Ok(()));
+        }
+        if let Some(half) = &self.half {
+            half.watch(cx);
         }
         self.tcp().poll_read_ready(cx)
     }
 
     pub(crate) fn tcp(&self) -> &TcpStream {
-        self.socket.tcp()
+        self.socket().tcp()
     }
 
     /// What could be sent at once has been sent; whether that was anything.
     pub(crate) fn begun(&mut self, sent: bool) {
-        self.socket.begun(sent);
+        self.socket_mut().begun(sent);
     }
 
     /// Reads by `read`, and waits for readiness after its "not now".
@@ -96,6 +146,9 @@ impl App {
     /// The application's FIN was read, by [`try_read`](Self::try_read).
     pub(crate) fn hear_end(&mut self) {
         self.heard_end = true;
+        if let Some(half) = self.half.as_ref().filter(|half| !half.is_over()) {
+            half.spoil();
+        }
     }
 
     /// Reads what there is, up to `room`, and whether the FIN is behind it. Nothing and no FIN
@@ -148,6 +201,16 @@ impl App {
         room: usize,
     ) -> io::Result<bool> {
         buffer.clear();
+        if self.is_over() {
+            self.heard_end = true;
+            return Ok(true);
+        }
+        let Self {
+            socket,
+            half,
+            heard_end,
+        } = self;
+        let socket = socket.as_mut().expect(HERE);
         if buffer.capacity() < room.min(WORTHWHILE) {
             buffer.reserve(CHUNK);
         }
@@ -155,13 +218,13 @@ impl App {
         while buffer.len() < room {
             let most = room - buffer.len();
             let mut spare = (&mut *buffer).limit(most);
-            let count = match poll_read_buf(Pin::new(self.socket.tcp_mut()), cx, &mut spare) {
+            let count = match poll_read_buf(Pin::new(socket.tcp_mut()), cx, &mut spare) {
                 Poll::Ready(read) => {
-                    self.socket.looked();
+                    socket.looked();
                     read?
                 }
-                Poll::Pending if self.socket.is_unread() => {
-                    match self.socket.read_now(&mut spare) {
+                Poll::Pending if socket.is_unread() => {
+                    match socket.read_now(&mut spare) {
                         // That was all.
                         Ok(count) if 0 < count && count < most => break,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -171,16 +234,27 @@ impl App {
                 Poll::Pending => break,
             };
             if count == 0 {
-                self.heard_end = true;
+                *heard_end = true;
+                if let Some(half) = half {
+                    half.spoil();
+                }
                 return Ok(true);
             }
+            if let Some(half) = half {
+                half.took(count);
+            }
         }
-        Ok(false)
+        *heard_end = half.as_ref().is_some_and(Half::is_over);
+        Ok(*heard_end)
     }
 
     /// Writes what there is room for, now.
     pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        SockRef::from(self.tcp()).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL)
+        let sent = SockRef::from(self.tcp()).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL);
+        if let (Ok(count), Some(half)) = (&sent, &self.half) {
+            half.wrote(*count);
+        }
+        sent
     }
 
     /// Waits for room to write, and for failure: ready when either may have come.
@@ -217,7 +291,7 @@ impl App {
     /// Sends the FIN. If this is the `last` of both directions, that is left to closing, which
     /// [`finish`](Self::finish) allows: a system call less.
     pub(crate) fn end(&self, last: bool) -> io::Result<()> {
-        if last && self.heard_end {
+        if self.half.as_ref().is_some_and(Half::end) || last && self.heard_end {
             return Ok(());
         }
         match SockRef::from(self.tcp()).shutdown(Shutdown::Write) {
@@ -230,6 +304,8 @@ impl App {
 
     /// Both directions have ended, but for a FIN that closing sends: it is no reset any more.
     pub(crate) fn finish(&self) {
-        self.socket.finish();
+        if !self.half.as_ref().is_some_and(Half::is_whole) {
+            self.socket().finish();
+        }
     }
 }

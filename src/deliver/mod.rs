@@ -16,10 +16,12 @@ mod app;
 mod dial;
 mod duct;
 mod relay;
+mod seam;
 mod splice;
 
 pub use dial::{Error, dial, dial_announced};
 pub use relay::{Relay, relay};
+pub use seam::Half;
 pub use splice::{Splice, splice};
 
 use std::cell::Cell;

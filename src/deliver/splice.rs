@@ -10,6 +10,7 @@ use bytes::{Buf as _, Bytes};
 use crate::authorize::Permit;
 use crate::deliver::app::{App, Ends};
 use crate::deliver::duct::Duct;
+use crate::deliver::seam::Half;
 use crate::deliver::{End, Fault, Meter, Side};
 use crate::pipe::CHUNK;
 use crate::sys::socket::AppSocket;
@@ -87,6 +88,19 @@ impl<M: AsRef<Meter> + Unpin> Future for Splice<M> {
 }
 
 impl<M: AsRef<Meter>> Splice<M> {
+    /// The socket of `side` leads to one of this thread, by whose half both ends know of each other.
+    pub fn sew(&mut self, side: Side, half: Half) {
+        match side {
+            Side::Near => self.near.sew(half),
+            Side::Far => self.far.sew(half),
+        }
+    }
+
+    /// When both directions have ended: the sewn socket and its half, if it may be used again.
+    pub fn unpick(&mut self) -> Option<(Half, AppSocket)> {
+        self.near.unpick().or_else(|| self.far.unpick())
+    }
+
     fn poll_lanes(&mut self, cx: &mut Context<'_>) -> Result<(), (Side, io::Error)> {
         let Self {
             near,
@@ -189,7 +203,9 @@ impl Lane {
 
     fn write(&mut self, to: &App) -> io::Result<usize> {
         if let (true, Some(duct)) = (self.rest.is_empty(), &mut self.duct) {
-            return duct.empty(to.tcp());
+            let emptied = duct.empty(to.tcp())?;
+            to.wrote(emptied);
+            return Ok(emptied);
         }
         let written = to.write(&[IoSlice::new(&self.rest)])?;
         self.rest.advance(written);
@@ -204,13 +220,21 @@ impl Lane {
         let Some(duct) = &mut self.duct else {
             return Ok(0);
         };
+        if from.is_over() {
+            (self.got_end, self.duct) = (true, None);
+            from.hear_end();
+            return Ok(0);
+        }
         let filled = from.try_read(|socket| duct.fill(socket));
         match filled {
             Ok(0) => {
                 self.got_end = true;
                 from.hear_end();
             }
-            Ok(_) => return filled,
+            Ok(count) => {
+                from.took(count);
+                return filled;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return filled,
         }

@@ -7,12 +7,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use futures_util::future::OptionFuture;
 
 use crate::deliver::{self, Relay, Splice};
 use crate::node::error::Error;
+use crate::node::kept::Kept;
 use crate::node::live::{Entered, Metered};
 use crate::node::same_node::Beside;
 use crate::task;
@@ -32,7 +34,7 @@ pub(crate) enum Joined {
     Relay(Relay<tunnel::Stream, Metered>),
     /// Two sockets.
     Splice(Splice<Metered>),
-    /// The same, to a pod beside, of which our own daemon may tell why it refused.
+    /// The same, to or from a pod beside, of which our own daemon may tell why it refused.
     Beside(Splice<Metered>, Box<Beside>),
 }
 
@@ -60,6 +62,17 @@ impl Joined {
             }
         })
     }
+
+    /// Keeps what can be used again of a connection that has ended in order.
+    fn keep(&mut self, kept: &Kept) {
+        if let Self::Beside(splice, beside) = self
+            && let Some(way) = beside.way
+            && let Some((half, socket)) = splice.unpick()
+            && let Some(both) = half.give_back(socket)
+        {
+            kept.give(way, both, Instant::now());
+        }
+    }
 }
 
 impl Future for Carrying {
@@ -75,6 +88,9 @@ impl Future for Carrying {
             Poll::Pending => ready!(joined.poll(cx)),
         };
         let connection = (*live).clone();
+        if ended.as_ref().is_ok_and(|end| end.fault.is_none()) {
+            joined.keep(&connection.worker.kept);
+        }
         // What is still joined is reset, and listed no more, before its record says so.
         this.0 = None;
         connection.close(ended);

@@ -13,16 +13,17 @@ use std::sync::Arc;
 use socket2::SockRef;
 
 use crate::capture::{Captured, Port};
-use crate::deliver;
+use crate::deliver::{self, Side};
 use crate::mesh::{
     Direction, Flow, Identity, Local, Path, Peer, Service, TunnelAddr, Workload, canonical_ip,
 };
 use crate::node::account::Account;
 use crate::node::carry::{self, Carrying, Joined};
 use crate::node::error::Error;
+use crate::node::kept::Seat;
 use crate::node::live::Metered;
 use crate::node::pod::Pod;
-use crate::node::same_node::Announcement;
+use crate::node::same_node::{Announcement, Beside};
 use crate::node::worker::{Stage, Worker};
 use crate::node::world::World;
 use crate::sys::socket::AppSocket;
@@ -34,10 +35,23 @@ pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
     let to = captured.original_dst.get();
     match worker.shared.announcements.take(captured.source, to) {
         Some(announcement) => {
-            carry::spawn("same node", same_node(worker, pod, captured, announcement));
+            let seat = worker.kept.claim(captured.source, to);
+            beside(worker, pod, captured, announcement, seat);
         }
         None => task::spawn_local("tunnel", streams(worker, pod, captured)).detach(),
     }
+}
+
+/// Spawns the task of one connection from a pod of this node. With a seat, both ends are here.
+pub(crate) fn beside(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    captured: Captured,
+    announcement: Announcement,
+    seat: Option<Seat>,
+) {
+    let arriving = same_node(worker, pod, captured, announcement, seat);
+    carry::spawn("same node", arriving);
 }
 
 /// A tunnel: its handshake, then its streams, each on its own.
@@ -263,13 +277,14 @@ async fn same_node(
     pod: Rc<Pod>,
     captured: Captured,
     announcement: Announcement,
+    seat: Option<Seat>,
 ) -> Option<Carrying> {
     let Captured {
         socket,
         source,
         original_dst: via,
     } = captured;
-    let mut near = Some(socket);
+    let mut near = Some((socket, seat));
     let account = Account::open(&worker, &pod, Direction::Inbound, source);
     account.via(TunnelAddr::new(via.get()));
     let refused = announcement.refused.clone();
@@ -285,7 +300,7 @@ async fn same_node(
 async fn arrive_same_node(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
-    near: &mut Option<AppSocket>,
+    near: &mut Option<(AppSocket, Option<Seat>)>,
     source: SocketAddr,
     announcement: Announcement,
     account: &Account,
@@ -321,11 +336,15 @@ async fn arrive_same_node(
     let joining = pin!(async {
         let permit = &live.permit;
         let app = deliver::dial(permit, &pod.netns, Some(source.ip())).await?;
-        let near = near
+        let (near, seat) = near
             .take()
             .expect("put there by the caller, taken here alone");
-        let (near, meter) = (near, Metered::from_source(live));
-        Ok(Joined::Splice(deliver::splice(permit, near, app, meter)))
+        let mut splice = deliver::splice(permit, near, app, Metered::from_source(live));
+        let way = seat.map(|(way, half)| {
+            splice.sew(Side::Near, half);
+            way
+        });
+        Ok(Joined::Beside(splice, Box::new(Beside::accepting(way))))
     });
     live.unless_ended(joining).await
 }

@@ -22,6 +22,7 @@ mod error;
 mod events;
 mod handshakes;
 mod inbound;
+mod kept;
 mod listing;
 mod live;
 mod mark;

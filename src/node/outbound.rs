@@ -17,10 +17,11 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::authorize;
 use crate::capture::{Captured, Port};
-use crate::deliver;
+use crate::deliver::{self, Half, Side};
 use crate::mesh::{
     Direction, Flow, Local, OriginalDst, Path, Peer, PodAddr, Route, Service, TunnelAddr, Workload,
 };
@@ -28,7 +29,9 @@ use crate::node::account::Account;
 use crate::node::carry::{Carrying, Joined};
 use crate::node::config::SameNode;
 use crate::node::error::Error;
-use crate::node::live::Metered;
+use crate::node::inbound;
+use crate::node::kept::{Idle, Key, Way};
+use crate::node::live::{Connection, Metered};
 use crate::node::pod::Pod;
 use crate::node::same_node::{Announcement, Beside};
 use crate::node::worker::Worker;
@@ -189,6 +192,7 @@ impl Leaving<'_> {
             via,
             ..
         } = target;
+        let to_pod = self.worker.served(&workload.uid);
         let announcement = Announcement {
             identity: self.local.workload.identity.clone(),
             workload: self.local.workload.clone(),
@@ -200,11 +204,28 @@ impl Leaving<'_> {
         let live = self.account.permitted(authorize::outbound(flow));
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
+        let (netns, from) = (&self.pod.netns, captured.source.ip());
+        let key = to_pod.as_ref().map(|pod| Key {
+            from: netns.cookie(),
+            source: from,
+            to: pod.netns.cookie(),
+            via,
+        });
         let joining = pin!(async {
+            if let (Some(pod), Some(key)) = (to_pod, key)
+                && let Some(idle) = self.worker.kept.take(key, Instant::now())
+            {
+                return Ok(self.again(live, captured, (pod, idle), announcement));
+            }
             let announcements = &self.worker.shared.announcements;
-            let announce = |local| announcements.announce(local, via.get(), announcement.clone());
-            let (netns, from) = (&self.pod.netns, captured.source.ip());
-            let lane = self.worker.lane();
+            let announce = |local| {
+                let announced = announcements.announce(local, via.get(), announcement.clone())?;
+                let born = Instant::now();
+                let way = key.map(|key| Way { key, local, born });
+                let seat = way.map(|way| (way, self.worker.kept.seat(way)));
+                Some((announced, seat))
+            };
+            let lane = self.worker.lane;
             let permit = &live.permit;
             let dialling = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
             let (socket, announced) = dialling.await.map_err(|error| {
@@ -215,11 +236,49 @@ impl Leaving<'_> {
                 }
             })?;
             let (near, meter) = (captured.socket, Metered::from_source(live));
-            let splice = deliver::splice(permit, near, socket, meter);
-            let beside = Beside::new(announced, announcement.refused.clone());
+            let mut splice = deliver::splice(permit, near, socket, meter);
+            let (announced, seat) = announced;
+            let (way, seated) = match seat {
+                Some((way, (seated, half))) => {
+                    splice.sew(Side::Far, half);
+                    (Some(way), Some(seated))
+                }
+                None => (None, None),
+            };
+            let refused = announcement.refused.clone();
+            let beside = Beside::dialling(Some((announced, seated)), refused, way);
             Ok(Joined::Beside(splice, Box::new(beside)))
         });
         live.unless_ended(joining).await
+    }
+
+    /// The same, on a connection that was kept from an earlier one.
+    fn again(
+        &self,
+        live: &Rc<Connection>,
+        captured: Taken,
+        (pod, idle): (Rc<Pod>, Idle),
+        announcement: Announcement,
+    ) -> Joined {
+        let Idle {
+            way,
+            dialled,
+            accepted,
+        } = idle;
+        let (own, other) = Half::pair();
+        let refused = announcement.refused.clone();
+        let arriving = Captured {
+            socket: accepted,
+            source: way.local,
+            original_dst: OriginalDst::new(way.key.via.get()),
+        };
+        let seat = Some((way, other));
+        inbound::beside(self.worker.clone(), pod, arriving, announcement, seat);
+        let meter = Metered::from_source(live);
+        let mut splice = deliver::splice(&live.permit, captured.socket, dialled, meter);
+        splice.sew(Side::Far, own);
+        let beside = Beside::dialling(None, refused, Some(way));
+        Joined::Beside(splice, Box::new(beside))
     }
 
     /// A pod that reached itself through a service: both ends are here, so is its policy.

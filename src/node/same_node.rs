@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::mesh::{Identity, PodAddr, Service, Workload};
+use crate::node::kept::{Seated, Way};
 use crate::telemetry::Outcome;
 
 /// What the dialling side knows and the accepting side needs.
@@ -104,24 +105,42 @@ impl Drop for Announced {
     }
 }
 
-/// What the dialling side keeps while the connection lives.
+/// What one side keeps while the connection lives.
 pub(crate) struct Beside {
-    _announced: Announced,
-    refused: Arc<OnceLock<Outcome>>,
+    /// The dialling side, of a connection that is new.
+    _announced: Option<(Announced, Option<Seated>)>,
+    /// The dialling side.
+    refused: Option<Arc<OnceLock<Outcome>>>,
+    /// Which way it is, where both ends are here.
+    pub(crate) way: Option<Way>,
 }
 
 impl Beside {
-    /// Of a connection that was announced as `announced`.
-    pub(crate) fn new(announced: Announced, refused: Arc<OnceLock<Outcome>>) -> Self {
+    /// The side that dialled, or would have.
+    pub(crate) fn dialling(
+        announced: Option<(Announced, Option<Seated>)>,
+        refused: Arc<OnceLock<Outcome>>,
+        way: Option<Way>,
+    ) -> Self {
         Self {
             _announced: announced,
-            refused,
+            refused: Some(refused),
+            way,
+        }
+    }
+
+    /// The side that accepted.
+    pub(crate) fn accepting(way: Option<Way>) -> Self {
+        Self {
+            _announced: None,
+            refused: None,
+            way,
         }
     }
 
     /// Why the accepting side refused, if it did.
     pub(crate) fn refused(&self) -> Option<Outcome> {
-        self.refused.get().copied()
+        self.refused.as_ref()?.get().copied()
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -26,11 +26,13 @@ use crate::node::busy_poll::BusyPoll;
 use crate::node::config;
 use crate::node::error::Error;
 use crate::node::handshakes::Handshakes;
+use crate::node::kept::Kept;
 use crate::node::live::{Connection, Cut, Live};
 use crate::node::pod::Pod;
 use crate::node::same_node::SameNode;
 use crate::node::world::World;
 use crate::node::{carry, inbound, listing, outbound, plaintext};
+use crate::pipe::Spare;
 use crate::pki::{Certificate, Certificates};
 use crate::sys::socket::{Acceptor, Lane};
 use crate::task;
@@ -98,9 +100,12 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) live: Live,
+    pub(crate) kept: Rc<Kept>,
     pub(crate) handshakes: Handshakes,
     pub(crate) recorder: Recorder,
     pub(crate) index: usize,
+    /// Which worker this is, for the ports from which it dials workers.
+    pub(crate) lane: Lane,
     connections: Cell<u64>,
     random: Cell<u64>,
     server_configs: RefCell<HashMap<Identity, (u64, Arc<ServerConfig>)>>,
@@ -122,12 +127,18 @@ struct Served {
 impl Worker {
     /// A worker that serves nothing yet. `seed` makes its random draws differ from the others'.
     pub(crate) fn new(shared: Arc<Shared>, index: usize, seed: u64) -> Rc<Self> {
-        let pool = Pool::new(shared.limits.clone());
+        let lane = Lane {
+            index: u16::try_from(index).unwrap_or(0),
+            of: shared.workers,
+        };
+        let pool = Pool::new(shared.limits.clone(), lane);
         Rc::new(Self {
+            lane,
             recorder: shared.metrics.traffic.recorder(index),
             shared,
             pool,
             live: Live::default(),
+            kept: Rc::default(),
             handshakes: Handshakes::new(),
             index,
             connections: Cell::new(0),
@@ -157,6 +168,8 @@ impl Worker {
     /// Brings the counters up to date with connections that go on.
     fn count(&self) {
         self.live.each(Connection::flush);
+        self.kept.expire(Instant::now());
+        Spare::settle();
         let daemon = &self.shared.metrics.daemon;
         let certificates = &self.shared.certificates;
         self.pool.retire(|key| {
@@ -211,14 +224,6 @@ impl Worker {
         let count = self.connections.get() + 1;
         self.connections.set(count);
         (self.index as u64) << 48 | count
-    }
-
-    /// Which worker this is, for the ports of its dials to neighbours.
-    pub(crate) fn lane(&self) -> Lane {
-        Lane {
-            index: u16::try_from(self.index).unwrap_or(0),
-            of: self.shared.workers,
-        }
     }
 
     /// A random draw (SplitMix64): good enough to spread load, not for secrets.
@@ -297,6 +302,12 @@ impl Worker {
         );
     }
 
+    /// The pod of this name, if this worker serves it.
+    pub(crate) fn served(&self, uid: &str) -> Option<Rc<Pod>> {
+        let served = self.served.borrow();
+        served.get(uid).map(|served| served.pod.clone())
+    }
+
     /// Whether this very pod, in this very namespace, is served now.
     pub(crate) fn serves(&self, pod: &Pod) -> bool {
         let served = self.served.borrow();
@@ -347,6 +358,7 @@ impl Worker {
                 };
                 if let Some(before) = served.insert(pod.uid.clone(), now) {
                     before.ending.reach(Stage::Over);
+                    self.kept.forget(before.pod.netns.cookie());
                 }
             }
         }
@@ -355,8 +367,9 @@ impl Worker {
     fn release(&self, uid: &str) {
         if let Some(served) = self.served.borrow_mut().remove(uid) {
             served.ending.reach(Stage::Over);
-            self.pool
-                .retain(|key| key.origin != served.pod.netns.cookie());
+            let cookie = served.pod.netns.cookie();
+            self.pool.retain(|key| key.origin != cookie);
+            self.kept.forget(cookie);
         }
         self.live
             .end(|connection| (*connection.pod.uid == *uid).then_some(Cut::PodReleased));
@@ -400,6 +413,7 @@ impl Worker {
     }
 
     fn drain(self: &Rc<Self>, answer: oneshot::Sender<()>) {
+        self.kept.clear();
         for served in self.served.borrow_mut().values_mut() {
             served.listeners.clear();
             served.ending.reach(Stage::Begun);

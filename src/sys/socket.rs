@@ -72,12 +72,32 @@ pub fn connector(netns: &Netns, to: IpAddr) -> io::Result<Socket> {
 /// Makes [`connector`]'s socket for a tunnel, whose congestion control is chosen when the path is
 /// known ([`Congestion::settle`]): from the one that paces there is no way back, to it there is.
 ///
+/// It leaves from the address `from`, if that is of the family of `to`. With a lane, its port is
+/// one that names the worker, so that the tunnels of a node's workers come to as many workers of
+/// the other node ([`Lane`]); without, or when none is free, it is the kernel's choice.
+///
 /// # Errors
 ///
-/// As [`connector`].
-pub fn tunnel_connector(netns: &Netns, to: IpAddr) -> io::Result<Socket> {
+/// As [`connector`] and `bind(2)`.
+pub fn tunnel_connector(
+    netns: &Netns,
+    from: IpAddr,
+    to: IpAddr,
+    lane: Option<Lane>,
+) -> io::Result<Socket> {
     let socket = connector(netns, to)?;
     congestion::unpaced(netns, &socket);
+    if from.is_ipv4() != to.is_ipv4() {
+        return Ok(socket);
+    }
+    if let Some(lane) = lane {
+        // Other sockets of ours use these ports towards other destinations.
+        socket.set_reuse_address(true)?;
+        if dial::bind_in_lane(&socket, from, lane)? {
+            return Ok(socket);
+        }
+    }
+    socket.bind(&SocketAddr::new(from, 0).into())?;
     Ok(socket)
 }
 

@@ -20,7 +20,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::mesh::TunnelAddr;
-use crate::sys::socket::tunnel_connector;
+use crate::sys::socket::{Lane, tunnel_connector};
 use crate::tunnel::connect::ConnectHead;
 use crate::tunnel::error::Error;
 use crate::tunnel::http2::Role;
@@ -86,9 +86,10 @@ pub(crate) async fn connect(
     via: TunnelAddr,
     config: Arc<ClientConfig>,
     limits: &Limits,
+    lane: Lane,
 ) -> Result<(Rc<Tunnel>, Driver), Error> {
     let work = async {
-        let tcp = dial(origin, via.get(), limits).await?;
+        let tcp = dial(origin, via.get(), limits, lane).await?;
         handshake(tcp, config, limits).await
     };
     match tokio::time::timeout(limits.handshake, work).await {
@@ -97,17 +98,27 @@ pub(crate) async fn connect(
     }
 }
 
-async fn dial(origin: &Origin, via: SocketAddr, limits: &Limits) -> Result<TcpStream, Error> {
-    let made = || -> io::Result<TcpSocket> {
-        let socket = tunnel_connector(&origin.netns, via.ip())?;
-        watch(SockRef::from(&socket), limits)?;
-        if origin.address.is_ipv4() == via.is_ipv4() {
-            socket.bind(&SocketAddr::new(origin.address, 0).into())?;
-        }
-        Ok(TcpSocket::from_std_stream(socket.into()))
+async fn dial(
+    origin: &Origin,
+    via: SocketAddr,
+    limits: &Limits,
+    lane: Lane,
+) -> Result<TcpStream, Error> {
+    let made = |lane| {
+        let made = || -> io::Result<TcpSocket> {
+            let socket = tunnel_connector(&origin.netns, origin.address, via.ip(), lane)?;
+            watch(SockRef::from(&socket), limits)?;
+            Ok(TcpSocket::from_std_stream(socket.into()))
+        };
+        made().map_err(|error| Error::Socket(Arc::new(error)))
     };
-    let socket = made().map_err(|error| Error::Socket(Arc::new(error)))?;
-    let connected = socket.connect(via).await;
+    let mut connected = made(Some(lane))?.connect(via).await;
+    if let Err(error) = &connected
+        && error.kind() == io::ErrorKind::AddrNotAvailable
+    {
+        // There is a connection from that very port to that very place.
+        connected = made(None)?.connect(via).await;
+    }
     let tcp = connected.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => Error::Timeout(limits.handshake),
         _ => Error::Connect(Arc::new(error)),

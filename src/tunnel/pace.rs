@@ -8,7 +8,7 @@
 use std::future::Future as _;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -143,13 +143,23 @@ impl Pace {
         }
     }
 
-    /// Says goodbye once, and closes the wire.
+    /// Says goodbye once, and closes the wire when all has been written.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !std::mem::replace(&mut self.closing, true) {
             let mut http = self.link.http.borrow_mut();
             http.say_goodbye(Reason::NO_ERROR);
         }
-        self.link.hand_over(&self.wire);
+        loop {
+            self.link.hand_over(&self.wire);
+            if !self.link.http.borrow().has_output() {
+                break;
+            }
+            // The wire is full, and a closed one takes nothing: what waits would be lost, the last
+            // words of streams among it.
+            if ready!(self.wire.poll_flush(cx)).is_err() {
+                break;
+            }
+        }
         self.wire.poll_close(cx).map(|_| {
             let lost = Error::Lost(std::io::ErrorKind::ConnectionAborted);
             self.link.ended(lost);
@@ -220,5 +230,37 @@ impl Pace {
         if asked.is_none() && http.ping() {
             *asked = Some(received);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::IoSlice;
+
+    use super::*;
+    use crate::tunnel::io::tests::wires;
+
+    #[tokio::test]
+    async fn what_waits_for_a_full_wire_is_said_before_it_closes() {
+        const MUCH: usize = 16 << 20;
+        let (client, server) = wires().await;
+        let mut pace = Pace::new(server, Role::Server, &Limits::default());
+        pace.wire.write(&[IoSlice::new(&vec![0; MUCH])]);
+        assert_eq!(pace.wire.room(), 0);
+        let closed = poll_fn(|cx| pace.poll_close(cx));
+        let mut heard = Vec::new();
+        let hearing = poll_fn(|cx| {
+            client.begin_turn();
+            client.poll_receive(cx, |piece| {
+                heard.extend_from_slice(&piece);
+                Ok::<_, Fault>(())
+            })
+        });
+        let (_, ended) = tokio::join!(closed, hearing);
+        ended.expect("an end in order");
+        assert!(heard.len() > MUCH);
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(heard.ends_with(&goaway), "{:?}", &heard[MUCH..]);
     }
 }

@@ -21,6 +21,7 @@ use crate::authorize::Permit;
 use crate::mesh::{Identity, PodAddr, TunnelAddr};
 use crate::pki::Certificate;
 use crate::sys::netns::Netns;
+use crate::sys::socket::Lane;
 use crate::task::{self, Task};
 use crate::tunnel::client::{self, Tunnel};
 use crate::tunnel::connect::ConnectHead;
@@ -66,6 +67,8 @@ pub struct Pool(Rc<Inner>);
 
 struct Inner {
     limits: Limits,
+    /// Whose tunnels they are.
+    lane: Lane,
     slots: RefCell<HashMap<Key, Slot>>,
     made: Cell<u64>,
 }
@@ -93,11 +96,12 @@ pub(crate) struct Way {
 }
 
 impl Pool {
-    /// An empty pool.
+    /// An empty pool, of one worker among all.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, lane: Lane) -> Self {
         Self(Rc::new(Inner {
             limits,
+            lane,
             slots: RefCell::default(),
             made: Cell::default(),
         }))
@@ -278,7 +282,8 @@ impl Attempt {
 /// A tunnel's life: its handshake, told to all who wait, then its drive to the end.
 async fn run(pool: Pool, key: Key, origin: Origin, attempt: Rc<Attempt>) {
     let config = tls::client_config(&origin.certificate, &key.peer);
-    let connected = Box::pin(client::connect(&origin, key.via, config, &pool.0.limits)).await;
+    let Inner { limits, lane, .. } = &*pool.0;
+    let connected = Box::pin(client::connect(&origin, key.via, config, limits, *lane)).await;
     drop(origin);
     let (tunnel, driver) = match connected {
         Ok(made) => made,

@@ -108,6 +108,49 @@ fn direct_connections_cross_the_interfaces_without_tls_on_the_tunnel_port() {
     );
 }
 
+/// Short connections share what lies between the pods: one after the other, each with its own bytes,
+/// its own end and its own records, and never longer than a second.
+#[test]
+fn short_connections_use_the_way_between_neighbours_again() {
+    const CALLS: usize = 12;
+    let (mut lab, a, b) = neighbours(&[]);
+    let _server = b.greet(8080);
+    let wire = lab.tap(1, b.interface());
+    let begun = Instant::now();
+    for call in 0..CALLS {
+        let conn = a.dial_greeter(b.at(8080));
+        conn.echoes(format!("this is call {call}").as_bytes())
+            .expect("it is echoed");
+        conn.finish();
+        assert_eq!(conn.ending(), Outcome::Closed);
+    }
+    let seconds = begun.elapsed().as_secs() as usize;
+    std::thread::sleep(Duration::from_millis(1100));
+    a.call(b.at(8080)).assert_served("b", a.ip());
+    let opened = wire.packets().iter().filter(|p| p.opens()).count();
+    // Each of two workers has its own.
+    let most = 2 * (seconds + 1) + 1;
+    assert!((2..=most).contains(&opened), "{opened} handshakes");
+    for direction in ["inbound", "outbound"] {
+        eventually(PATIENCE, "one record for each", || {
+            let all = lab.daemon(1).records();
+            let own = all.iter().filter(|r| r.has(&[("direction", direction)]));
+            own.count() == CALLS + 1
+        });
+    }
+}
+
+/// A reset reaches the other application on a way that was used before, and spoils that alone.
+#[test]
+fn a_reset_passes_on_a_way_that_was_used_before() {
+    let (_lab, a, b) = neighbours(&[]);
+    let _server = b.greet(8080);
+    for _ in 0..4 {
+        a.call(b.at(8080)).assert_served("b", a.ip());
+        ends_are_honest(&a, &b);
+    }
+}
+
 #[test]
 fn hbone_between_neighbours_is_encrypted_where_that_is_asked() {
     let (packets, b) = on_the_interface("hbone");
@@ -132,7 +175,8 @@ fn a_network_policy_between_neighbours_still_binds() {
             a.v4(),
         ));
         if mode == "direct" {
-            // Connections are made anew each time, so the wall is felt by the next.
+            // Connections are used again for a second at most, so the wall is felt after that.
+            std::thread::sleep(Duration::from_secs(1));
             let outcome = a.call_for(b.at(8080), Duration::from_secs(2));
             assert!(!outcome.served(), "{mode}: {outcome:?}");
         }

@@ -16,7 +16,7 @@ use adit::mesh::{
 use adit::pki::directory::DirectoryCa;
 use adit::pki::{Certificate, Issuer};
 use adit::sys::netns::Netns;
-use adit::sys::socket::AppSocket;
+use adit::sys::socket::{AppSocket, Lane};
 use adit::task;
 use adit::tunnel::{self, ConnectHead, Limits, Origin, Pool, Status};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -170,7 +170,7 @@ impl Bed {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let netns = Netns::current().unwrap();
         let bed = Rc::new(Self {
-            pool: Pool::new(limits.clone()),
+            pool: Pool::new(limits.clone(), Lane::ALONE),
             limits,
             origin: RefCell::new(Origin {
                 netns,

@@ -64,6 +64,17 @@ impl AppSocket {
         &mut self.tcp
     }
 
+    /// Whether nothing has come, and the connection stands, as far as the kernel has told.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let read = self.tcp.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Another use of the connection begins: its first bytes may be there before the kernel tells.
+    pub(crate) fn begin_again(&mut self) {
+        self.start = Start::Accepted;
+    }
+
     /// Whether nobody has looked yet at what came before the connection was accepted. The kernel
     /// tells of it only in a while; it may be read now.
     pub(crate) fn is_unread(&self) -> bool {

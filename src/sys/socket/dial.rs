@@ -270,6 +270,20 @@ fn preferred(avoid_port: Option<u16>) -> [RangeInclusive<u16>; 2] {
     }
 }
 
+/// Binds `socket` to a port of `from` that names the worker of `lane`; whether one was found in a few
+/// tries.
+pub(crate) fn bind_in_lane(socket: &Socket, from: IpAddr, lane: Lane) -> io::Result<bool> {
+    for _ in 0..8 {
+        let local = SocketAddr::new(from, next_port(&ABOVE, lane));
+        match socket.bind(&local.into()) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 /// The next port of `range` on this thread's way through all that are of `lane`. Threads start
 /// anywhere.
 fn next_port(range: &RangeInclusive<u16>, lane: Lane) -> u16 {

@@ -4,9 +4,11 @@
 //! kernel spreads connections over it by a hash. A connection from another pod of this node is
 //! better taken by the worker that dialled it: then both its ends are one thread's, and nothing that
 //! passes between them wakes another. So the dialling side chooses a port that names the worker, and
-//! a filter on the group reads it. All other connections come from ports that the filter leaves to
-//! the hash. When a listener was lost and made again, the order is another one: connections then
-//! change their worker on the way, as they would without all this.
+//! a filter on the group reads it. Tunnels to other nodes come from such ports, too: they are few and
+//! carry much, and a hash would often give two workers' tunnels to one worker there, and none to
+//! another. All other connections come from ports that the filter leaves to the hash. When a
+//! listener was lost and made again, the order is another one: connections then change their worker
+//! on the way, as they would without all this.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

@@ -46,7 +46,7 @@ fn server(certificate: &Certificate) -> Handshake {
         .into()
 }
 
-async fn wires() -> (Wire, Wire) {
+pub(crate) async fn wires() -> (Wire, Wire) {
     let certificate = certificate();
     let config = tls::client_config(&certificate, certificate.identity());
     let client = UnbufferedClientConnection::new(config, tls::server_name()).unwrap();

@@ -1,0 +1,149 @@
+//! Connections between two pods of this node that are kept for the next pair of applications.
+//!
+//! Where both ends of a same-node connection are one worker's, as most are (`sys/socket/lane.rs`),
+//! its directions end without a FIN ([`deliver::Half`](crate::deliver::Half)), and it comes here.
+//! Short connections then cost the two that the applications make, and none between. Each is judged
+//! and accounted for as the first one was: what is kept is the way, not the permission.
+//!
+//! They are few, and none is used again when a second has passed since its handshake: whoever filters
+//! handshakes between pods, a NetworkPolicy for one, is asked again that soon. What ends one of the
+//! two pods ends them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::deliver::Half;
+use crate::mesh::TunnelAddr;
+use crate::sys::socket::AppSocket;
+
+/// How many a worker keeps; what comes beyond that is closed.
+const MOST: usize = 64;
+/// How long after its handshake one is used again.
+const LIFE: Duration = Duration::from_secs(1);
+
+/// What makes them interchangeable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// The cookie of the namespace they leave.
+    pub(crate) from: u64,
+    /// The address they come from there.
+    pub(crate) source: IpAddr,
+    /// The cookie of the namespace they lead to.
+    pub(crate) to: u64,
+    /// The tunnel port there.
+    pub(crate) via: TunnelAddr,
+}
+
+/// What both ends of one know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) key: Key,
+    /// The address it comes from, with its port.
+    pub(crate) local: SocketAddr,
+    /// When it was dialled.
+    pub(crate) born: Instant,
+}
+
+impl Way {
+    /// Whether it may be used again.
+    fn is_young(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.born) < LIFE
+    }
+}
+
+/// One that nobody uses.
+pub(crate) struct Idle {
+    pub(crate) way: Way,
+    pub(crate) dialled: AppSocket,
+    pub(crate) accepted: AppSocket,
+}
+
+/// The accepting end's part of one that has just been dialled.
+pub(crate) type Seat = (Way, Half);
+
+/// All of one worker.
+#[derive(Default)]
+pub(crate) struct Kept {
+    idle: RefCell<Vec<Idle>>,
+    /// By both addresses, as the accepting end sees them.
+    seats: RefCell<HashMap<(SocketAddr, SocketAddr), Seat>>,
+}
+
+impl Kept {
+    /// One that nobody uses and that still stands.
+    pub(crate) fn take(&self, key: Key, now: Instant) -> Option<Idle> {
+        let mut all = self.idle.borrow_mut();
+        while let Some(at) = all.iter().rposition(|idle| idle.way.key == key) {
+            let mut idle = all.swap_remove(at);
+            let stands = idle.dialled.is_quiet() && idle.accepted.is_quiet();
+            if stands && idle.way.is_young(now) {
+                // Not to be waited for: an application that is dialled on behalf of these bytes
+                // acknowledges late if they do not go with the end of its handshake.
+                idle.accepted.begin_again();
+                return Some(idle);
+            }
+        }
+        None
+    }
+
+    /// Keeps one for the next use.
+    pub(crate) fn give(&self, way: Way, both: (AppSocket, AppSocket), now: Instant) {
+        let (dialled, accepted) = both;
+        let mut all = self.idle.borrow_mut();
+        if all.len() < MOST && way.is_young(now) {
+            all.push(Idle {
+                way,
+                dialled,
+                accepted,
+            });
+        }
+    }
+
+    /// Closes those whose time is over.
+    pub(crate) fn expire(&self, now: Instant) {
+        self.idle.borrow_mut().retain(|idle| idle.way.is_young(now));
+    }
+
+    /// Closes those of a namespace.
+    pub(crate) fn forget(&self, cookie: u64) {
+        let mut all = self.idle.borrow_mut();
+        all.retain(|Idle { way, .. }| way.key.from != cookie && way.key.to != cookie);
+    }
+
+    /// Closes all.
+    pub(crate) fn clear(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    /// Lays the accepting end's half ready, until the guard goes. The other half is the caller's.
+    pub(crate) fn seat(self: &Rc<Self>, way: Way) -> (Seated, Half) {
+        let (own, other) = Half::pair();
+        let ends = (way.local, way.key.via.get());
+        self.seats.borrow_mut().insert(ends, (way, other));
+        let seated = Seated {
+            kept: self.clone(),
+            ends,
+        };
+        (seated, own)
+    }
+
+    /// The half of a connection between these ends, if this worker has dialled it.
+    pub(crate) fn claim(&self, source: SocketAddr, via: SocketAddr) -> Option<Seat> {
+        self.seats.borrow_mut().remove(&(source, via))
+    }
+}
+
+/// Takes back what nobody has claimed.
+pub(crate) struct Seated {
+    kept: Rc<Kept>,
+    ends: (SocketAddr, SocketAddr),
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        self.kept.seats.borrow_mut().remove(&self.ends);
+    }
+}
