@@ -178,7 +178,7 @@ fn facts(objects: &[Value]) -> Facts {
         cilium: Ok(data("cilium-config").map(|map| read::<shape::ConfigMap>(map).data)),
         felix: Ok(of("FelixConfiguration").map(shape::felix).next()),
         runtimes: Ok(of("RuntimeClass")
-            .map(|one| read::<shape::RuntimeClass>(one))
+            .map(read::<shape::RuntimeClass>)
             .map(|one| (one.metadata.name, one.handler))
             .collect()),
         roots: Ok(Some(vec![root])),
@@ -527,7 +527,7 @@ fn networks_that_do_not_go_with_a_mesh_are_told() {
     );
     let ztunnel = set("ztunnel", "istio/ztunnel:1.31");
     check(
-        &[ztunnel.clone()],
+        std::slice::from_ref(&ztunnel),
         "no other mesh",
         State::Warn,
         &["kube-system/ztunnel"],
