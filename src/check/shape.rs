@@ -331,10 +331,6 @@ struct ControllerStatus {
     number_ready: u64,
     #[serde(deserialize_with = "nullable")]
     ready_replicas: u64,
-    #[serde(deserialize_with = "nullable")]
-    updated_number_scheduled: u64,
-    #[serde(deserialize_with = "nullable")]
-    updated_replicas: u64,
 }
 
 impl Controller {
@@ -362,7 +358,6 @@ impl Controller {
                 .or(spec.replicas)
                 .unwrap_or(1),
             ready: status.number_ready + status.ready_replicas,
-            updated: status.updated_number_scheduled + status.updated_replicas,
             account: pods.service_account_name,
             namespace: metadata.namespace,
             name: metadata.name,

@@ -916,6 +916,15 @@ fn pods_that_are_not_captured_are_told() {
         State::Warn,
         &["shop/web"],
     );
+    let waits = json!({ "status": { "phase": "Pending" } });
+    check(
+        &bare(waits),
+        "pods of the mesh start",
+        State::Warn,
+        &["shop/web on n1"],
+    );
+    let pulls = json!({ "status": { "phase": "Pending", "podIPs": [{ "ip": "10.0.0.1" }] } });
+    check(&bare(pulls), "pods of the mesh start", State::Pass, &[]);
     // Of others nothing is asked.
     let other = json!({ "spec": { "hostNetwork": true, "runtimeClassName": "safe" } });
     check(&[pod("other", "web", "n1", other)], name, State::Pass, &[]);
