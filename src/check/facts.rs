@@ -201,8 +201,6 @@ pub struct Controller {
     pub wanted: u64,
     /// How many of its pods are ready.
     pub ready: u64,
-    /// How many of its pods are as it says now.
-    pub updated: u64,
 }
 
 /// A NetworkPolicy.

@@ -67,6 +67,8 @@ fn one(finding: &Finding, to: &mut dyn Write) -> io::Result<()> {
 /// Prints everything.
 pub(crate) fn json(facts: &Facts, findings: &[Finding], to: &mut dyn Write) -> io::Result<()> {
     let failed = findings.iter().any(|one| one.state == State::Fail);
+    // Without the cluster nobody knows.
+    let failed = failed || facts.cluster.is_none();
     let all = json!({
         "version": facts.version,
         "pre": facts.pre,

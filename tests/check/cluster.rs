@@ -22,6 +22,14 @@ fn a_sound_cluster_passes() {
         assert!(said.out.contains(part), "no {part:?} in {}", said.out);
     }
     assert!(!said.out.contains("this node"), "{}", said.out);
+    // A role may name the objects that it is about.
+    bed.api.options(|options| {
+        options.denied.insert("update secrets".to_owned());
+    });
+    let lacking = bed.check(&[]);
+    assert_eq!(lacking.status, Some(1), "{}", lacking.out);
+    let part = "      update secrets adit-ca in adit-system\n";
+    assert!(lacking.out.contains(part), "{}", lacking.out);
     // It looks and touches nothing, and no key is read.
     for request in bed.api.requests() {
         let review = request.uri.ends_with("accessreviews");
@@ -137,8 +145,9 @@ fn before_an_installation_it_is_asked_whether_it_may_be() {
         said.out
     );
 
-    bed.api
-        .options(|options| drop(options.denied.insert("create daemonsets".to_owned())));
+    bed.api.options(|options| {
+        options.denied.insert("create daemonsets".to_owned());
+    });
     let said = bed.check(&["--pre"]);
     assert_eq!(said.status, Some(1), "{}", said.out);
     let part =

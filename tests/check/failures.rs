@@ -34,7 +34,9 @@ fn a_server_that_is_away_is_one_clear_error() {
 
 #[test]
 fn credentials_that_are_not_taken_are_one_clear_error() {
-    let bed = Bed::bare(|options| drop(options.tokens.insert("other".to_owned())));
+    let bed = Bed::bare(|options| {
+        options.tokens.insert("other".to_owned());
+    });
     unchecked(
         &bed.check(&[]),
         &["credentials", "Unauthorized", "--kubeconfig"],
@@ -48,14 +50,21 @@ fn a_kubeconfig_that_is_no_use_is_one_clear_error() {
     let text = path.to_str().expect("it is text");
     unchecked(
         &adit(&["--kubeconfig", text]),
-        &["cannot use kubeconfig", text],
+        &["kubeconfig", text, "give another", "No such file"],
     );
     std::fs::write(&path, "clusters: [").expect("written");
-    unchecked(
-        &adit(&["--kubeconfig", text]),
-        &["cannot use kubeconfig", text],
-    );
-    unchecked(&adit(&[]), &["cannot check the cluster", "--kubeconfig"]);
+    // The parser shows the place on further lines.
+    let malformed = adit(&["--kubeconfig", text]);
+    assert_eq!((malformed.status, malformed.out.as_str()), (Some(2), ""));
+    for part in [
+        "adit: cannot check the cluster",
+        "cannot use kubeconfig",
+        text,
+        "clusters: [",
+    ] {
+        assert!(malformed.err.contains(part), "{}", malformed.err);
+    }
+    unchecked(&adit(&[]), &["--kubeconfig"]);
 }
 
 #[test]

@@ -13,9 +13,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::check::facts::{
-    Cluster, Controller, Felix, ForeignPolicy, Got, Place, Rights, Root, ThisNode,
-};
+use crate::check::facts::{Cluster, Controller, Felix, ForeignPolicy, Got, Rights, Root, ThisNode};
 use crate::check::gather::api::{Api, Form, Unread};
 use crate::check::gather::rights::Whose;
 use crate::check::shape::{self, Bare, ConfigMap, RuntimeClass};
@@ -83,9 +81,13 @@ pub(super) async fn cluster(config: &Config) -> Result<Cluster, Error> {
     let roots = format!("/api/v1/namespaces/{ours}/configmaps/{}", place.bundle);
     let secret = format!("/api/v1/namespaces/{ours}/secrets/{}", place.secret);
     let secret = api.get::<Bare>(&secret, Form::Metadata).await?;
+    let there = |name: &str| match name {
+        "adit-control" => may_be(&deployments, ours, name),
+        _ => may_be(&daemon_sets, ours, name),
+    };
     Ok(Cluster {
         server: server["gitVersion"].as_str().unwrap_or_default().to_owned(),
-        rights: rights(&api, config).await?,
+        rights: rights(&api, config, there).await?,
         nodes: all(&api, "/api/v1/nodes", shape::Node::fact).await?,
         namespaces,
         pods: all(&api, "/api/v1/pods", |pod: shape::Pod| pod.fact(ours)).await?,
@@ -227,27 +229,45 @@ async fn bundle(api: &Api, path: &str) -> Result<Got<Option<Vec<Root>>>, Error> 
     }))
 }
 
-/// Before an installation it is one's own rights that count; after, those of what runs.
-async fn rights(api: &Api, config: &Config) -> Result<Vec<Rights>, Error> {
-    let Place { namespace, .. } = &config.place;
+/// Before an installation it is one's own rights that count; after, those of what runs, which `there`
+/// tells by name.
+async fn rights(
+    api: &Api,
+    config: &Config,
+    there: impl Fn(&str) -> bool,
+) -> Result<Vec<Rights>, Error> {
+    let place = &config.place;
     let (daemon, control) = ("run a daemon", "run the certificate authority");
     if config.pre {
-        let install = rights::ask(api, Whose::Own, "install Adit", rights::INSTALL, namespace);
-        return Ok(vec![install.await?]);
+        let all = rights::install(place);
+        return Ok(vec![
+            rights::ask(api, Whose::Own, "install Adit", &all).await?,
+        ]);
     }
     // Beside a daemon, its own account asks.
     if config.access == Access::InCluster && config.node.is_some() {
-        let own = rights::ask(api, Whose::Own, daemon, rights::DAEMON, namespace);
-        return Ok(vec![own.await?]);
+        let all = rights::daemon();
+        return Ok(vec![rights::ask(api, Whose::Own, daemon, &all).await?]);
     }
-    let account = |name| Whose::Account { namespace, name };
-    let node = rights::ask(api, account("adit-node"), daemon, rights::DAEMON, namespace);
-    let authority = rights::ask(
-        api,
-        account("adit-control"),
-        control,
-        rights::CONTROL,
-        namespace,
-    );
-    Ok(vec![node.await?, authority.await?])
+    let all = [
+        ("adit-node", daemon, rights::daemon()),
+        ("adit-control", control, rights::control(place)),
+    ];
+    let mut found = Vec::new();
+    for (name, purpose, all) in all {
+        if there(name) {
+            let namespace = place.namespace.as_str();
+            let whose = Whose::Account { namespace, name };
+            found.push(rights::ask(api, whose, purpose, &all).await?);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether there is one of that name in this namespace; it may be where that is not known.
+fn may_be(all: &Got<Vec<Controller>>, namespace: &str, name: &str) -> bool {
+    all.as_ref().map_or(true, |all| {
+        all.iter()
+            .any(|one| one.namespace == namespace && one.name == name)
+    })
 }

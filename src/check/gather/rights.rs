@@ -4,7 +4,7 @@ use futures_util::future::try_join_all;
 use serde_json::json;
 
 use crate::check::Error;
-use crate::check::facts::Rights;
+use crate::check::facts::{Place, Rights};
 use crate::check::gather::api::Api;
 
 /// Whose rights are asked for.
@@ -15,91 +15,123 @@ pub(super) enum Whose<'a> {
     Account { namespace: &'a str, name: &'a str },
 }
 
-/// A right: verbs, group, resource (with its subresource behind a slash), whether in our namespace
-/// alone.
-type Right = (&'static [&'static str], &'static str, &'static str, bool);
+/// Verbs on a resource (with its subresource behind a slash).
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    verbs: &'static [&'static str],
+    group: &'static str,
+    resource: &'static str,
+    /// In this namespace alone; empty for all.
+    namespace: &'a str,
+    /// Of this object alone; empty for all. Roles may name objects.
+    name: &'a str,
+}
+
+/// Everywhere.
+const fn on(
+    verbs: &'static [&'static str],
+    group: &'static str,
+    resource: &'static str,
+) -> Right<'static> {
+    Right {
+        verbs,
+        group,
+        resource,
+        namespace: "",
+        name: "",
+    }
+}
+
+impl<'a> Right<'a> {
+    /// In that namespace alone.
+    const fn within(self, namespace: &'a str) -> Self {
+        Self { namespace, ..self }
+    }
+
+    /// Of that object alone.
+    const fn named(self, name: &'a str) -> Self {
+        Self { name, ..self }
+    }
+}
 
 const WATCH: &[&str] = &["list", "watch"];
+const CREATE: &[&str] = &["create"];
+const GET: &[&str] = &["get"];
+const KEEP: &[&str] = &["get", "update"];
 const ISTIO: &str = "security.istio.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const ADMISSION: &str = "admissionregistration.k8s.io";
+const EXTENSIONS: &str = "apiextensions.k8s.io";
+const DEFINITIONS: &str = "customresourcedefinitions";
 
 /// What a daemon does.
-pub(super) const DAEMON: &[Right] = &[
-    (WATCH, "", "namespaces", false),
-    (WATCH, "", "nodes", false),
-    (WATCH, "", "pods", false),
-    (WATCH, "", "services", false),
-    (WATCH, "discovery.k8s.io", "endpointslices", false),
-    (WATCH, ISTIO, "authorizationpolicies", false),
-    (WATCH, ISTIO, "peerauthentications", false),
-    (
-        &["get"],
-        "apiextensions.k8s.io",
-        "customresourcedefinitions",
-        false,
-    ),
-    (&["patch"], "", "pods/status", false),
-    (&["create"], "", "events", false),
-];
-/// What the authority does.
-pub(super) const CONTROL: &[Right] = &[
-    (&["create"], "authentication.k8s.io", "tokenreviews", false),
-    (WATCH, "", "pods", false),
-    (&["get", "create", "update"], "", "secrets", true),
-    (&["get", "create", "update"], "", "configmaps", true),
-];
-/// What an installation makes.
-pub(super) const INSTALL: &[Right] = &[
-    (&["create"], "", "namespaces", false),
-    (
-        &["create"],
-        "apiextensions.k8s.io",
-        "customresourcedefinitions",
-        false,
-    ),
-    (&["create"], RBAC, "clusterroles", false),
-    (&["create"], RBAC, "clusterrolebindings", false),
-    (&["create"], ADMISSION, "validatingadmissionpolicies", false),
-    (
-        &["create"],
-        ADMISSION,
-        "validatingadmissionpolicybindings",
-        false,
-    ),
-    (&["create"], RBAC, "roles", true),
-    (&["create"], RBAC, "rolebindings", true),
-    (&["create"], "", "serviceaccounts", true),
-    (&["create"], "", "services", true),
-    (&["create"], "apps", "daemonsets", true),
-    (&["create"], "apps", "deployments", true),
-    (&["create"], "policy", "poddisruptionbudgets", true),
-    (&["create"], "networking.k8s.io", "networkpolicies", true),
-];
+pub(super) fn daemon() -> Vec<Right<'static>> {
+    vec![
+        on(WATCH, "", "namespaces"),
+        on(WATCH, "", "nodes"),
+        on(WATCH, "", "pods"),
+        on(WATCH, "", "services"),
+        on(WATCH, "discovery.k8s.io", "endpointslices"),
+        on(WATCH, ISTIO, "authorizationpolicies"),
+        on(WATCH, ISTIO, "peerauthentications"),
+        on(GET, EXTENSIONS, DEFINITIONS).named("authorizationpolicies.security.istio.io"),
+        on(GET, EXTENSIONS, DEFINITIONS).named("peerauthentications.security.istio.io"),
+        on(&["patch"], "", "pods/status"),
+        on(CREATE, "", "events"),
+    ]
+}
 
-/// Asks for each right; `ours` is Adit's namespace.
+/// What the authority does.
+pub(super) fn control(place: &Place) -> Vec<Right<'_>> {
+    let home = place.namespace.as_str();
+    vec![
+        on(CREATE, "authentication.k8s.io", "tokenreviews"),
+        on(WATCH, "", "pods"),
+        on(KEEP, "", "secrets").within(home).named(&place.secret),
+        on(KEEP, "", "configmaps").within(home).named(&place.bundle),
+        on(CREATE, "", "secrets").within(home),
+        on(CREATE, "", "configmaps").within(home),
+    ]
+}
+
+/// What an installation makes.
+pub(super) fn install(place: &Place) -> Vec<Right<'_>> {
+    let home = [
+        (RBAC, "roles"),
+        (RBAC, "rolebindings"),
+        ("", "serviceaccounts"),
+        ("", "services"),
+        ("apps", "daemonsets"),
+        ("apps", "deployments"),
+        ("policy", "poddisruptionbudgets"),
+        ("networking.k8s.io", "networkpolicies"),
+    ];
+    let all = [
+        ("", "namespaces"),
+        (EXTENSIONS, DEFINITIONS),
+        (RBAC, "clusterroles"),
+        (RBAC, "clusterrolebindings"),
+        (ADMISSION, "validatingadmissionpolicies"),
+        (ADMISSION, "validatingadmissionpolicybindings"),
+    ];
+    let home = home.map(|(group, what)| on(CREATE, group, what).within(&place.namespace));
+    let all = all.map(|(group, what)| on(CREATE, group, what));
+    all.into_iter().chain(home).collect()
+}
+
+/// Asks for each right.
 pub(super) async fn ask(
     api: &Api,
     whose: Whose<'_>,
     purpose: &'static str,
-    rights: &[Right],
-    ours: &str,
+    rights: &[Right<'_>],
 ) -> Result<Rights, Error> {
-    let each = rights.iter().flat_map(|(verbs, group, resource, at_home)| {
-        let names = |verb: &&'static str| (*verb, *group, *resource, *at_home);
-        verbs.iter().map(names).collect::<Vec<_>>()
-    });
-    let answers = each.map(|(verb, group, resource, at_home)| {
-        let (path, body) = review(&whose, verb, group, resource, at_home.then_some(ours));
-        let place = if at_home {
-            format!(" in {ours}")
-        } else {
-            String::new()
-        };
-        let label = match group {
-            "" => format!("{verb} {resource}{place}"),
-            group => format!("{verb} {resource}.{group}{place}"),
-        };
+    let each = rights
+        .iter()
+        .flat_map(|right| right.verbs.iter().map(move |verb| (*verb, right)));
+    let answers = each.map(|(verb, right)| {
+        let (path, body) = review(&whose, verb, right);
+        let label = label(verb, right);
         async move {
             let answer = api.review(path, &body).await?;
             Ok::<_, Error>(answer.map(|answer| (label, answer["status"]["allowed"] == true)))
@@ -115,17 +147,29 @@ pub(super) async fn ask(
     })
 }
 
-fn review(
-    whose: &Whose<'_>,
-    verb: &str,
-    group: &str,
-    resource: &str,
-    namespace: Option<&str>,
-) -> (&'static str, serde_json::Value) {
-    let (resource, sub) = resource.split_once('/').unwrap_or((resource, ""));
+fn label(verb: &str, right: &Right<'_>) -> String {
+    let mut label = format!("{verb} {}", right.resource);
+    for (before, text) in [
+        (".", right.group),
+        (" ", right.name),
+        (" in ", right.namespace),
+    ] {
+        if !text.is_empty() {
+            label.push_str(before);
+            label.push_str(text);
+        }
+    }
+    label
+}
+
+fn review(whose: &Whose<'_>, verb: &str, right: &Right<'_>) -> (&'static str, serde_json::Value) {
+    let (resource, sub) = right
+        .resource
+        .split_once('/')
+        .unwrap_or((right.resource, ""));
     let about = json!({
-        "verb": verb, "group": group, "resource": resource, "subresource": sub,
-        "namespace": namespace.unwrap_or_default(),
+        "verb": verb, "group": right.group, "resource": resource, "subresource": sub,
+        "namespace": right.namespace, "name": right.name,
     });
     let (kind, path, spec) = match whose {
         Whose::Own => (

@@ -81,12 +81,13 @@ fn rights(rights: &Rights) -> Finding {
     )
 }
 
-/// Whether a node is one that daemons run on.
+/// Whether a node is one that daemons run on, by what the manifests say.
 pub(crate) fn is_linux(node: &Node) -> bool {
+    let is = |key: &str, value: &str| node.labels.get(key).is_some_and(|label| **label == *value);
     let linux = node.labels.get("kubernetes.io/os");
-    let virtual_node = node.labels.get("type");
-    linux.is_none_or(|os| &**os == "linux")
-        && virtual_node.is_none_or(|kind| &**kind != "virtual-kubelet")
+    linux.is_none_or(|os| **os == *"linux")
+        && !is("type", "virtual-kubelet")
+        && !is("eks.amazonaws.com/compute-type", "fargate")
 }
 
 /// Distributions bring features to older kernels, so that a version is a hint and no more; their

@@ -129,7 +129,7 @@ fn unknown(namespaces: &[Namespace]) -> Finding {
     let (known, _) = DEFAULT_LABEL;
     let items = namespaces.iter().flat_map(|namespace| {
         let labels = namespace.labels.pairs().iter();
-        let ours = labels.filter(|(key, _)| key.starts_with("adit.") && **key != *known);
+        let ours = labels.filter(|(key, _)| key.starts_with("adit.mesh/") && **key != *known);
         ours.map(|(key, value)| format!("{}: {key}={value}", namespace.name))
     });
     UNKNOWN.none(State::Warn, items.collect(), "they are", |many| {

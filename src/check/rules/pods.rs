@@ -17,6 +17,13 @@ const CAPTURED: Check = Check {
            was captured before fails closed, that of others is not protected",
     link: "README.md#no-pod-starts-uncaptured",
 };
+const START: Check = Check {
+    group: GROUP,
+    name: "pods of the mesh start",
+    hint: "the pod's events say what its sandbox waits for: while the daemon of a node is away, pods of the \
+           mesh wait there rather than start uncaptured",
+    link: "README.md#no-pod-starts-uncaptured",
+};
 const STALE: Check = Check {
     group: GROUP,
     name: "no pod is called captured that is not to be",
@@ -68,6 +75,8 @@ const PROBES: Check = Check {
 
 /// How long a pod may take from its making to its mark.
 const GRACE: Duration = Duration::from_secs(60);
+/// How long a sandbox may take that is not waited for in vain.
+const LONG: Duration = Duration::from_secs(300);
 /// Words in the handlers of runtimes that keep traffic out of the namespace's stack.
 const APART: [&str; 4] = ["kata", "runsc", "gvisor", "firecracker"];
 
@@ -79,6 +88,7 @@ pub(crate) fn check(view: &View<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !view.facts.pre {
         findings.push(captured(view, pods));
+        findings.push(start(view, pods));
         findings.push(stale(view, pods));
     }
     findings.extend([
@@ -105,7 +115,8 @@ pub(crate) fn check(view: &View<'_>) -> Vec<Finding> {
 type Judged<'f> = (&'f Pod, Enrolment);
 
 fn captured(view: &View<'_>, pods: &[Judged<'_>]) -> Finding {
-    if view.daemon.is_none() {
+    // In a daemon's pod the DaemonSet is not shown to us, and there is one all the same.
+    if view.daemon.is_none() && view.cluster.daemon_sets.is_ok() {
         return CAPTURED.skip("there is no DaemonSet to be seen");
     }
     let wanted = || {
@@ -136,6 +147,16 @@ fn captured(view: &View<'_>, pods: &[Judged<'_>]) -> Finding {
         format!("{} captured", count(marked, "pod")),
         |many| format!("{} not captured, {marked} are", count(many, "pod")),
     )
+}
+
+/// A pod without an address has no sandbox; one that only waits for its image has both.
+fn start(view: &View<'_>, pods: &[Judged<'_>]) -> Finding {
+    let now = view.facts.now;
+    of_enrolled(&START, State::Warn, pods, |pod| {
+        let placed = pod.phase == Phase::Pending && !pod.node.is_empty() && pod.ips.is_empty();
+        let waits = placed && !pod.terminating && pod.older_than(LONG, now);
+        waits.then(|| format!(" on {}", pod.node))
+    })
 }
 
 fn stale(view: &View<'_>, pods: &[Judged<'_>]) -> Finding {

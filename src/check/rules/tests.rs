@@ -178,7 +178,7 @@ fn facts(objects: &[Value]) -> Facts {
         cilium: Ok(data("cilium-config").map(|map| read::<shape::ConfigMap>(map).data)),
         felix: Ok(of("FelixConfiguration").map(shape::felix).next()),
         runtimes: Ok(of("RuntimeClass")
-            .map(|one| read::<shape::RuntimeClass>(one))
+            .map(read::<shape::RuntimeClass>)
             .map(|one| (one.metadata.name, one.handler))
             .collect()),
         roots: Ok(Some(vec![root])),
@@ -214,7 +214,7 @@ fn account(one: &Value) -> (String, String) {
 /// The finding whose name begins so.
 #[track_caller]
 fn finding(facts: &Facts, name: &str) -> Finding {
-    let mut all = super::check(facts).into_iter();
+    let mut all = crate::check::rules::check(facts).into_iter();
     let found = all.find(|one| one.name.starts_with(name));
     found.unwrap_or_else(|| panic!("no check {name:?}"))
 }
@@ -241,7 +241,7 @@ fn check(different: &[Value], name: &str, state: State, words: &[&str]) {
 /// The same, of facts.
 #[track_caller]
 fn changed(facts: &Facts, name: &str, state: State, words: &[&str]) {
-    let all = super::check(facts);
+    let all = crate::check::rules::check(facts);
     let odd: Vec<_> = all
         .iter()
         .filter(|one| !matches!(one.state, State::Pass | State::Skipped))
@@ -276,7 +276,7 @@ fn in_cluster(change: impl FnOnce(&mut Cluster)) -> Facts {
 #[test]
 fn nothing_is_wrong_in_a_sound_cluster() {
     let facts = facts(&sound());
-    for found in super::check(&facts) {
+    for found in crate::check::rules::check(&facts) {
         let local = found.name == "the certificates of nodes are in force";
         let expect = if local { State::Skipped } else { State::Pass };
         assert_eq!(found.state, expect, "{found:#?}");
@@ -299,7 +299,7 @@ fn what_is_not_known_is_skipped_and_says_why() {
         cluster.network_policies = Err("forbidden (403)".to_owned());
         cluster.runtimes = Err("forbidden (403)".to_owned());
     });
-    for found in super::check(&facts) {
+    for found in crate::check::rules::check(&facts) {
         assert!(
             matches!(found.state, State::Pass | State::Skipped),
             "{found:#?}"
@@ -341,7 +341,7 @@ fn what_is_not_known_is_skipped_and_says_why() {
             secret: Err(no()),
         };
     });
-    let failed = super::check(&all_gone)
+    let failed = crate::check::rules::check(&all_gone)
         .into_iter()
         .filter(|one| one.state != State::Skipped);
     assert_eq!(failed.count(), 1, "the version of the server is known");
@@ -527,7 +527,7 @@ fn networks_that_do_not_go_with_a_mesh_are_told() {
     );
     let ztunnel = set("ztunnel", "istio/ztunnel:1.31");
     check(
-        &[ztunnel.clone()],
+        std::slice::from_ref(&ztunnel),
         "no other mesh",
         State::Warn,
         &["kube-system/ztunnel"],
@@ -916,6 +916,15 @@ fn pods_that_are_not_captured_are_told() {
         State::Warn,
         &["shop/web"],
     );
+    let waits = json!({ "status": { "phase": "Pending" } });
+    check(
+        &bare(waits),
+        "pods of the mesh start",
+        State::Warn,
+        &["shop/web on n1"],
+    );
+    let pulls = json!({ "status": { "phase": "Pending", "podIPs": [{ "ip": "10.0.0.1" }] } });
+    check(&bare(pulls), "pods of the mesh start", State::Pass, &[]);
     // Of others nothing is asked.
     let other = json!({ "spec": { "hostNetwork": true, "runtimeClassName": "safe" } });
     check(&[pod("other", "web", "n1", other)], name, State::Pass, &[]);
@@ -1199,7 +1208,7 @@ fn a_node_that_cannot_capture_is_told() {
             facts.node = Some(node);
         })
     };
-    let all = super::check(&on(&|_| {}));
+    let all = crate::check::rules::check(&on(&|_| {}));
     assert!(all.iter().all(|one| one.state == State::Pass), "{all:#?}");
     let capture = on(&|node| node.capture = Err("there is no nft program".to_owned()));
     changed(
@@ -1258,7 +1267,7 @@ fn a_node_that_cannot_capture_is_told() {
         facts.node = Some(this_node());
     });
     assert!(
-        super::check(&pre)
+        crate::check::rules::check(&pre)
             .iter()
             .all(|one| one.name != "the daemon serves every pod of the mesh here")
     );
@@ -1277,7 +1286,7 @@ fn before_an_installation_nothing_is_asked_of_one() {
     cluster.admission = Ok(Vec::new());
     cluster.roots = Ok(None);
     cluster.secret = Ok(None);
-    let all = super::check(&facts);
+    let all = crate::check::rules::check(&facts);
     assert!(all.iter().all(|one| one.state == State::Pass), "{all:#?}");
     assert!(
         all.iter()
