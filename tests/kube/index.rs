@@ -46,7 +46,10 @@ fn slice(ips: &[&str]) -> Value {
 
 /// A daemon that has read a namespace with one pod.
 fn one_pod() -> (Bed, Kubernetes) {
-    let (mut bed, cluster) = Bed::beside();
+    one_pod_in(Bed::beside())
+}
+
+fn one_pod_in((mut bed, cluster): (Bed, Kubernetes)) -> (Bed, Kubernetes) {
     cluster.apply(&namespace("shop", true));
     cluster.apply(&pod("a", 1));
     bed.start(&cluster.kubeconfig());
@@ -220,4 +223,26 @@ fn a_restart_of_the_server_is_not_seen() {
     cluster.apply(&pod("b", 2));
     bed.sees(MENDED, &["a", "b"]);
     bed.becomes_ready(SOON);
+}
+
+#[test]
+fn a_store_that_was_put_back_is_listed_anew() {
+    let (mut bed, cluster) = Bed::beside();
+    bed.silence = "3s";
+    let (bed, mut cluster) = one_pod_in((bed, cluster));
+    cluster.backup();
+    for last in 2..8 {
+        cluster.apply(&pod(&format!("p{last}"), last));
+    }
+    cluster.delete(&pod("a", 1));
+    let later: Vec<String> = (2..8).map(|last| format!("p{last}")).collect();
+    bed.sees(
+        MENDED,
+        &later.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+    // The version that the daemon goes on from is of the future then.
+    cluster.restore();
+    bed.sees(2 * MENDED, &["a"]);
+    cluster.apply(&pod("b", 2));
+    bed.sees(MENDED, &["a", "b"]);
 }

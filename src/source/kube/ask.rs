@@ -43,9 +43,6 @@ pub(super) enum Failure {
     /// The version to go on from is gone, or the server's store was put back.
     #[error("the API server has no history from where the watch was; listing anew")]
     Gone,
-    /// The version to go on from is not there yet, or its store was put back.
-    #[error("the API server is behind where the watch was")]
-    Behind,
     #[error("the API server answers {code}: {message}")]
     Status {
         code: u16,
@@ -72,7 +69,6 @@ impl Failure {
             Self::Forbidden { .. } => "forbidden",
             Self::Throttled { .. } => "throttled",
             Self::Gone => "gone",
-            Self::Behind => "behind",
             Self::Status { .. } => "status",
             Self::Malformed(_) => "malformed",
             Self::Hasty => "hasty",
@@ -104,12 +100,10 @@ impl Failure {
 
     /// What a status that is no success means.
     pub(super) fn status(code: u16, message: String, after: Option<Duration>) -> Self {
-        let behind = message.contains("Too large resource version");
         match code {
             401 => Self::Unauthorized { message },
             403 => Self::Forbidden { message },
             410 => Self::Gone,
-            504 if behind => Self::Behind,
             429 => Self::Throttled { message, after },
             _ => Self::Status {
                 code,

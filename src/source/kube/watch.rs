@@ -14,7 +14,7 @@
 //! has at hand: a second server that is behind must not take the index back in time.
 //!
 //! A bookmark comes at least every 75 seconds on a watch that is alive, so one that is silent for
-//! longer is not trusted and opened anew.
+//! longer is not trusted and opened anew; and if that one is silent, too, everything is listed anew.
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
@@ -50,9 +50,6 @@ const HASTY: Duration = Duration::from_secs(1);
 const ABSENT: Duration = Duration::from_secs(15);
 /// Failures in a row before people are told: one is nothing, servers restart.
 const TOLD: u32 = 2;
-/// Failures in a row after which a server that is behind is taken for one whose store was put back.
-/// A second server is behind for moments.
-const BEHIND: u32 = 5;
 
 /// What all watches share.
 #[derive(Clone)]
@@ -157,7 +154,9 @@ impl Watch {
     fn failed(&mut self, failure: &Failure) -> Duration {
         match failure {
             Failure::Gone => self.position = None,
-            Failure::Behind if self.pace.failures() >= BEHIND => self.position = None,
+            // Opened anew and silent from its beginning: to a server whose store was put back, the
+            // version is of the future, and it says nothing until it gets there.
+            Failure::Silent(_) if self.pace.failures() > 0 => self.position = None,
             _ => {}
         }
         let renew = match failure {

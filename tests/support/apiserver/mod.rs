@@ -27,5 +27,5 @@ mod tokens;
 mod watch;
 
 pub(crate) use cluster::Synthetic;
-pub(crate) use server::{ApiServer, Break, Call, Fault, Options, Review};
+pub(crate) use server::{ApiServer, Backup, Break, Call, Fault, Options, Review};
 pub(crate) use store::Resource;

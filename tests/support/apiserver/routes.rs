@@ -283,11 +283,8 @@ fn watch_of(
         "" => 0,
         text => text
             .parse()
-            .map_err(|_| refuse(400, "resourceVersion: Invalid value"))?,
+            .map_err(|_| refuse(500, "resourceVersion: Invalid value"))?,
     };
-    if version > state.store.version {
-        return Err(refuse(504, "Too large resource version"));
-    }
     let from = (version != 0 && !stream).then_some(version);
     if state.options.gone_as_status && from.is_some_and(|v| v < state.store.compacted) {
         return Err(refuse(410, "too old resource version"));

@@ -158,6 +158,9 @@ pub(crate) struct ApiServer {
     running: Option<Running>,
 }
 
+/// What a server held at some time.
+pub(crate) struct Backup(Store);
+
 #[derive(Clone)]
 struct Tls {
     acceptor: TlsAcceptor,
@@ -369,6 +372,18 @@ impl ApiServer {
     pub(crate) fn compact(&self) {
         self.shared.lock().store.compact();
         self.tell();
+    }
+
+    /// What it holds now, for [`restore`](Self::restore).
+    pub(crate) fn backup(&self) -> Backup {
+        Backup(self.shared.lock().store.clone())
+    }
+
+    /// Starts anew with what it held then: versions go back, too.
+    pub(crate) fn restore(&mut self, backup: &Backup) {
+        self.stop();
+        self.shared.lock().store = backup.0.clone();
+        self.resume();
     }
 
     /// Changes how it behaves.

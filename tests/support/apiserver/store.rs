@@ -170,7 +170,7 @@ pub(crate) struct Step {
 }
 
 /// One resource's objects.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Shelf {
     pub(crate) objects: BTreeMap<Name, Arc<Entry>>,
     pub(crate) history: Vec<Step>,
@@ -179,7 +179,7 @@ pub(crate) struct Shelf {
 }
 
 /// The objects of a list's first page, for its later pages.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pages {
     pub(crate) version: u64,
     pub(crate) objects: Vec<Arc<Entry>>,
@@ -196,7 +196,7 @@ pub(crate) enum Refusal {
 }
 
 /// Everything.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Store {
     pub(crate) resources: Vec<Resource>,
     shelves: HashMap<String, Shelf>,

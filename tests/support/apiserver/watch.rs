@@ -113,6 +113,9 @@ impl Watch {
                 },
                 () = tokio::time::sleep_until(self.next_bookmark), if bookmarks => {
                     self.next_bookmark = Instant::now() + self.every;
+                    if self.position > self.shared.lock().store.version {
+                        continue;
+                    }
                     let line = self.bookmark(self.position, false);
                     return Some((Ok(Frame::data(line.into())), self));
                 }
@@ -187,7 +190,8 @@ impl Watch {
             }
         }
         if all {
-            self.position = now;
+            // From a version of the future, nothing is told until that has come.
+            self.position = self.position.max(now);
         }
         text
     }

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use crate::support::apiserver::{ApiServer, Options};
+use crate::support::apiserver::{ApiServer, Backup, Options};
 use crate::support::kubernetes::real::Real;
 use crate::support::namespace::Namespace;
 use crate::support::wait::within;
@@ -28,6 +28,8 @@ pub(crate) struct Kubernetes {
     which: Which,
     dir: tempfile::TempDir,
     namespace: Arc<Namespace>,
+    /// The fake one's backup.
+    kept: Option<Backup>,
 }
 
 enum Which {
@@ -54,6 +56,7 @@ impl Kubernetes {
             which,
             dir,
             namespace: namespace.clone(),
+            kept: None,
         };
         server.answers();
         server
@@ -81,6 +84,24 @@ impl Kubernetes {
         match &mut self.which {
             Which::Fake(api) => api.resume(),
             Which::Real(real) => real.resume(),
+        }
+        self.answers();
+    }
+
+    /// Keeps what it holds now, for [`restore`](Self::restore); a real one is stopped for that.
+    pub(crate) fn backup(&mut self) {
+        match &mut self.which {
+            Which::Fake(api) => self.kept = Some(api.backup()),
+            Which::Real(real) => real.backup(),
+        }
+        self.answers();
+    }
+
+    /// Puts its store back to what was kept, as after a disaster: versions begin again from there.
+    pub(crate) fn restore(&mut self) {
+        match &mut self.which {
+            Which::Fake(api) => api.restore(self.kept.as_ref().expect("there is a backup")),
+            Which::Real(real) => real.restore(),
         }
         self.answers();
     }

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use crate::support::namespace::Namespace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::namespace::{Namespace, run};
 
 const PORT: u16 = 6443;
 const TOKEN: &str = "the-token-of-the-tests";
@@ -15,7 +18,7 @@ pub(crate) struct Real {
     assets: PathBuf,
     dir: PathBuf,
     namespace: Arc<Namespace>,
-    etcd: Child,
+    etcd: Option<Child>,
     server: Option<Child>,
 }
 
@@ -28,22 +31,53 @@ impl Real {
         std::fs::write(dir.join("sa.pub"), key.public_key_pem()).expect("it is writable");
         let tokens = format!("{TOKEN},tests,tests,system:masters\n");
         std::fs::write(dir.join("tokens.csv"), tokens).expect("it is writable");
-        let etcd = start(namespace, assets, "etcd", &dir, |etcd| {
+        let mut real = Self {
+            assets: assets.to_owned(),
+            namespace: namespace.clone(),
+            dir,
+            etcd: None,
+            server: None,
+        };
+        real.store();
+        real.resume();
+        real
+    }
+
+    /// Starts the store.
+    fn store(&mut self) {
+        let dir = self.dir.clone();
+        let etcd = start(&self.namespace, &self.assets, "etcd", &dir, |etcd| {
             etcd.arg("--data-dir").arg(dir.join("etcd"));
             etcd.args(["--listen-client-urls", "http://127.0.0.1:2379"]);
             etcd.args(["--advertise-client-urls", "http://127.0.0.1:2379"]);
             etcd.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
             etcd.arg("--unsafe-no-fsync");
         });
-        let mut real = Self {
-            assets: assets.to_owned(),
-            namespace: namespace.clone(),
-            dir,
-            etcd,
-            server: None,
-        };
-        real.resume();
-        real
+        self.etcd = Some(etcd);
+    }
+
+    /// Copies the store's files. Both are stopped in order for that, so that the copy is whole.
+    pub(crate) fn backup(&mut self) {
+        self.copy("etcd", "kept");
+    }
+
+    /// Puts the copy in the place of the store's files.
+    pub(crate) fn restore(&mut self) {
+        self.copy("kept", "etcd");
+    }
+
+    fn copy(&mut self, from: &str, to: &str) {
+        self.stop();
+        if let Some(mut etcd) = self.etcd.take() {
+            let pid = i32::try_from(etcd.id()).expect("a pid is positive");
+            kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is our child");
+            etcd.wait().expect("it is our child");
+        }
+        let _ = std::fs::remove_dir_all(self.dir.join(to));
+        let [from, to] = [from, to].map(|name| self.dir.join(name).display().to_string());
+        run("cp", &["-a", &from, &to]);
+        self.store();
+        self.resume();
     }
 
     pub(crate) fn stop(&mut self) {
@@ -90,7 +124,7 @@ impl Real {
     #[track_caller]
     pub(crate) fn must_run(&mut self) {
         let programs = [
-            ("etcd", Some(&mut self.etcd)),
+            ("etcd", self.etcd.as_mut()),
             ("kube-apiserver", self.server.as_mut()),
         ];
         for (program, child) in programs {
@@ -119,8 +153,10 @@ impl Real {
 impl Drop for Real {
     fn drop(&mut self) {
         self.stop();
-        let _ = self.etcd.kill();
-        let _ = self.etcd.wait();
+        if let Some(mut etcd) = self.etcd.take() {
+            let _ = etcd.kill();
+            let _ = etcd.wait();
+        }
     }
 }
 
@@ -137,7 +173,12 @@ fn start(
         "KUBEBUILDER_ASSETS has no {program}: {}",
         binary.display()
     );
-    let log = File::create(dir.join(format!("{program}.log"))).expect("it is writable");
+    let mut log = File::options();
+    let log = log
+        .create(true)
+        .append(true)
+        .open(dir.join(format!("{program}.log")));
+    let log = log.expect("it is writable");
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", namespace.path().display()));
     command.args(["setpriv", "--pdeathsig", "KILL"]).arg(binary);
