@@ -19,11 +19,6 @@ mod processes;
 #[allow(dead_code, reason = "each program uses its own part")]
 mod runtime;
 #[path = "../tests/support/mod.rs"]
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the harness serves several programs, and each uses its own part"
-)]
 mod support;
 
 use std::io::Write;

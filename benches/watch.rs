@@ -14,11 +14,6 @@
 )]
 
 #[path = "../tests/support/mod.rs"]
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the harness serves several programs, and each uses its own part"
-)]
 mod support;
 
 use std::io::Write;

@@ -13,8 +13,9 @@ use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
+use crate::check;
 use crate::cni;
-use crate::config::{self, CaArgs, ControlArgs, MeshArgs, NodeArgs};
+use crate::config::{self, CaArgs, CheckArgs, ControlArgs, MeshArgs, NodeArgs};
 use crate::control;
 use crate::control::ca::{self, Step};
 use crate::identify::Settings;
@@ -67,8 +68,9 @@ enum Command {
     Connections(Ask),
     /// Tell what policy says to a connection, and which rule says it
     Explain(Box<Explain>),
-    /// Check source files without a node; exit status 1 when something is wrong
-    Check(Check),
+    /// Look over a cluster, before (--pre) or after Adit is in it, and tell the mend of what is wrong;
+    /// or check source files. Exit status 1 when something is wrong, 2 when nothing could be checked
+    Check(Box<Check>),
     /// Print the version
     Version,
 }
@@ -173,9 +175,12 @@ struct Explain {
 
 #[derive(Debug, Args)]
 struct Check {
-    /// File or directory of Kubernetes objects; may be repeated
-    #[arg(long, value_name = "FILE|DIR", num_args = 1.., required = true)]
+    /// Check this file or directory of Kubernetes objects, and no cluster; may be repeated
+    #[arg(long, value_name = "FILE|DIR", num_args = 1.., conflicts_with_all = ["pre", "node_local"])]
     source: Vec<PathBuf>,
+
+    #[command(flatten)]
+    cluster: CheckArgs,
 
     #[command(flatten)]
     mesh: MeshArgs,
@@ -209,8 +214,13 @@ impl Ca {
             CaStep::Promote(args) => (Step::Promote, args),
             CaStep::Retire(args) => (Step::Retire, args),
         };
-        ca::run(step, &args.place(), &mut io::stdout().lock())?;
-        Ok(ExitCode::SUCCESS)
+        match args.place() {
+            Ok(place) => {
+                ca::run(step, &place, &mut io::stdout().lock())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => misused(error),
+        }
     }
 }
 
@@ -344,6 +354,12 @@ impl Explain {
 
 impl Check {
     fn run(self) -> anyhow::Result<ExitCode> {
+        if self.source.is_empty() {
+            return match self.cluster.check(self.mesh) {
+                Ok(config) => check_cluster(&config),
+                Err(error) => misused(error),
+            };
+        }
         match offline(self.source, self.mesh, SameNode::Direct) {
             Ok(files) => {
                 let mut clean = true;
@@ -351,6 +367,20 @@ impl Check {
                 Ok(if clean { done } else { ExitCode::FAILURE })
             }
             Err(error) => misused(error),
+        }
+    }
+}
+
+fn check_cluster(config: &check::Config) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    let outcome = check::run(config, &mut text);
+    printed(|to| Ok(to.write_all(&text)?))?;
+    match outcome {
+        Ok(true) => Ok(ExitCode::SUCCESS),
+        Ok(false) => Ok(ExitCode::FAILURE),
+        Err(error) => {
+            writeln!(io::stderr(), "adit: {:#}", anyhow::Error::from(error))?;
+            Ok(ExitCode::from(USAGE))
         }
     }
 }
@@ -365,8 +395,8 @@ fn offline(
         same_node_direct: same_node == SameNode::Direct,
         settings: Settings {
             enrol_labels: mesh.enrol_labels(),
-            trust_domain: mesh.trust_domain,
-            cluster_domain: mesh.cluster_domain,
+            trust_domain: mesh.domains.trust_domain,
+            cluster_domain: mesh.domains.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
             marking: None,
             home: None,

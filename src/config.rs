@@ -5,6 +5,8 @@
 //! whole: what is missing, what does not exist, what is chosen where nothing was said. The result
 //! is a [`Config`], in which nothing is in doubt.
 
+mod check;
+mod common;
 mod control;
 mod plugin;
 mod value;
@@ -17,14 +19,13 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use crate::cluster::Access;
-use crate::mesh::TrustDomain;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
 use crate::sys::socket::Congestion;
-use crate::telemetry::log::{Filter, Format};
 
 use value::{address, busy_poll, ca, dns_name, duration, label, namespace};
 
+pub use check::CheckArgs;
+pub use common::{DomainArgs, KubeArgs, LogArgs, WatchArgs};
 pub use control::{CaArgs, ControlArgs};
 pub use plugin::{InstallArgs, plugin};
 
@@ -68,9 +69,9 @@ pub enum Error {
         "--source kube stands alone: what the API server says and what files say would contradict"
     )]
     KubeAndFiles,
-    /// No API server to watch.
+    /// No API server to ask.
     #[error(
-        "--source kube: no API server: run in a pod, give --kubeconfig FILE, or set KUBECONFIG"
+        "no API server for Kubernetes objects: run in a pod, give --kubeconfig FILE, or set KUBECONFIG"
     )]
     NoApiServer,
     /// A kubeconfig is not there or not readable.
@@ -117,14 +118,9 @@ pub struct NodeArgs {
     )]
     pub source: Vec<PathBuf>,
 
-    /// How the API server is reached [default: KUBECONFIG, else the pod's service account]
-    #[arg(
-        long,
-        env = "ADIT_KUBECONFIG",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
-    pub kubeconfig: Option<PathBuf>,
+    /// How the source kube is reached.
+    #[command(flatten)]
+    pub kube: KubeArgs,
 
     /// How long a watch of the API server may be silent before it is opened anew. A server says
     /// something every 75 seconds at least
@@ -253,27 +249,9 @@ pub struct NodeArgs {
     )]
     pub admin: SocketAddr,
 
-    /// Address of metrics
-    #[arg(
-        long,
-        env = "ADIT_METRICS",
-        value_name = "ADDRESS:PORT",
-        default_value = "[::]:15020",
-        value_parser = address,
-        hide_env_values = true
-    )]
-    pub metrics: SocketAddr,
-
-    /// Address of readiness
-    #[arg(
-        long,
-        env = "ADIT_READY",
-        value_name = "ADDRESS:PORT",
-        default_value = "[::]:15021",
-        value_parser = address,
-        hide_env_values = true
-    )]
-    pub ready: SocketAddr,
+    /// Where it is looked at.
+    #[command(flatten)]
+    pub watch: WatchArgs,
 
     /// How long live connections may go on after SIGTERM
     #[arg(
@@ -297,52 +275,17 @@ pub struct NodeArgs {
     )]
     pub cert_validity: Duration,
 
-    /// Log filter: LEVEL or TARGET=LEVEL, separated by commas
-    #[arg(
-        long,
-        env = "ADIT_LOG",
-        value_name = "FILTER",
-        default_value = "info",
-        value_parser = Filter::parse,
-        hide_env_values = true
-    )]
-    pub log: Filter,
-
-    /// How log lines look
-    #[arg(
-        long,
-        env = "ADIT_LOG_FORMAT",
-        default_value = "text",
-        value_parser = PossibleValuesParser::new(["text", "json"]).map(log_format),
-        hide_env_values = true
-    )]
-    pub log_format: Format,
+    /// What it logs.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// The flags by which objects are understood, for a daemon and for answers without one.
 #[derive(Clone, Debug, Args)]
 pub struct MeshArgs {
-    /// Trust domain of all identities
-    #[arg(
-        long,
-        env = "ADIT_TRUST_DOMAIN",
-        value_name = "DOMAIN",
-        default_value = "cluster.local",
-        value_parser = TrustDomain::parse,
-        hide_env_values = true
-    )]
-    pub trust_domain: TrustDomain,
-
-    /// DNS suffix of the cluster's services
-    #[arg(
-        long,
-        env = "ADIT_CLUSTER_DOMAIN",
-        value_name = "DOMAIN",
-        default_value = "cluster.local",
-        value_parser = dns_name,
-        hide_env_values = true
-    )]
-    pub cluster_domain: String,
+    /// What names end with.
+    #[command(flatten)]
+    pub domains: DomainArgs,
 
     /// Namespace whose policies bind the whole mesh
     #[arg(
@@ -422,14 +365,14 @@ impl NodeArgs {
         }
         Ok(Config {
             node: node.ok_or(Error::NoNode)?,
-            source: source(self.source, self.kubeconfig, self.watch_silence)?,
+            source: source(self.source, self.kube, self.watch_silence)?,
             ca: self.ca.ok_or(Error::NoCa)?,
             ca_token: self.ca_token,
             ca_root: self.ca_root,
             enrol_labels: self.mesh.enrol_labels(),
             install: self.install.check(&self.mesh.root_namespace),
-            trust_domain: self.mesh.trust_domain,
-            cluster_domain: self.mesh.cluster_domain,
+            trust_domain: self.mesh.domains.trust_domain,
+            cluster_domain: self.mesh.domains.cluster_domain,
             root_namespace: self.mesh.root_namespace,
             excluded_namespaces: self.mesh.exclude_namespace,
             workers: self.workers.map_or_else(workers, usize::from),
@@ -439,23 +382,19 @@ impl NodeArgs {
             existing: self.existing,
             run_dir: self.run_dir,
             admin: self.admin,
-            metrics: self.metrics,
-            ready: self.ready,
+            metrics: self.watch.metrics,
+            ready: self.watch.ready,
             drain: self.drain,
             cert_validity: self.cert_validity,
-            log_filter: self.log,
-            log_format: self.log_format,
+            log_filter: self.log.log,
+            log_format: self.log.log_format,
         })
     }
 }
 
 /// Where a node's objects come from: files, or the API server. A file that happens to be called
 /// `kube` is given as `./kube`.
-fn source(
-    paths: Vec<PathBuf>,
-    kubeconfig: Option<PathBuf>,
-    silence: Duration,
-) -> Result<Source, Error> {
+fn source(paths: Vec<PathBuf>, kube: KubeArgs, silence: Duration) -> Result<Source, Error> {
     if !paths.iter().any(|path| path.as_os_str() == KUBE) {
         return Ok(Source::Files(sources(paths)?));
     }
@@ -465,24 +404,8 @@ fn source(
     if silence < SHORTEST_SILENCE {
         return Err(Error::WatchSilence(silence));
     }
-    let access = access(kubeconfig)?;
+    let access = kube.access()?;
     Ok(Source::Kube { access, silence })
-}
-
-/// How the API server is reached.
-fn access(given: Option<PathBuf>) -> Result<Access, Error> {
-    #[expect(clippy::disallowed_methods, reason = "this file reads the environment")]
-    let injected = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    // As kubectl has it, KUBECONFIG may name several files; they are not merged here.
-    let listed = || std::env::split_paths(&injected("KUBECONFIG")?).next();
-    match given.or_else(listed) {
-        Some(path) => match std::fs::File::open(&path) {
-            Ok(_) => Ok(Access::Kubeconfig(path)),
-            Err(cause) => Err(Error::Kubeconfig { path, cause }),
-        },
-        None if injected("KUBERNETES_SERVICE_HOST").is_some() => Ok(Access::InCluster),
-        None => Err(Error::NoApiServer),
-    }
 }
 
 /// Checks that sources are there: later a file may break or go, but a typo is told at the start.
@@ -528,12 +451,5 @@ fn existing(word: String) -> Existing {
     match word.as_str() {
         "reset" => Existing::Reset,
         _ => Existing::Keep,
-    }
-}
-
-fn log_format(word: String) -> Format {
-    match word.as_str() {
-        "json" => Format::Json,
-        _ => Format::Text,
     }
 }

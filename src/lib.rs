@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod config;
 
+pub mod check;
 pub mod cni;
 pub mod control;
 pub mod inspect;
@@ -32,5 +33,6 @@ pub mod cluster;
 pub mod pipe;
 pub mod task;
 
+pub mod causes;
 pub mod mesh;
 pub mod sys;

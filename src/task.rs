@@ -5,11 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use pin_project_lite::pin_project;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 thread_local! {
@@ -85,6 +87,39 @@ pub async fn blocking<T: Send + 'static>(
         tracing::error!(task = name, "task panicked");
     }
     done.ok()
+}
+
+/// The signals by which a program is told to end: SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Takes the signals that tell a program to end, from here on.
+///
+/// # Errors
+///
+/// The system refused a handler.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub fn ends() -> io::Result<Ends> {
+    Ok(Ends {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+    })
+}
+
+impl Ends {
+    /// Waits for the next of them. Those that came before count, several of a kind as one.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// How often tasks of this thread have been polled: work that came up.

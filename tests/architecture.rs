@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer; each may use those of lower layers only.
 const LAYERS: [&str; 10] = [
-    "mesh sys",
+    "causes mesh sys",
     "api cluster task drain pipe",
     "pki telemetry source",
     "capture identify authorize tunnel deliver",
     "explain",
-    "node cni control inspect",
+    "node cni control inspect check",
     "config",
     "cli",
     "lib",

@@ -186,7 +186,7 @@ fn a_slip_is_told_with_its_mend() {
         &["--admin", "unix:PATH"],
     );
     refused(&["workloads", "-o", "yaml"], &["yaml", "table", "json"]);
-    refused(&["check"], &["--source"]);
+    refused(&["check"], &["cannot check the cluster", "--kubeconfig"]);
     refused(
         &["check", "--source", "/no/such.yaml"],
         &["/no/such.yaml", "No such file"],

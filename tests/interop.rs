@@ -15,11 +15,6 @@
     reason = "the rules are for the daemon; this stands outside of it"
 )]
 
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the harness serves several test programs, and each uses its own part"
-)]
 #[path = "support/mod.rs"]
 mod support;
 

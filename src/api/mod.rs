@@ -3,6 +3,7 @@
 //! Plain values with stable `snake_case` names. Programs fill them, `inspect`
 //! prints them, scripts read them; a field may be added, but none changes its meaning.
 
+pub mod ask;
 mod dump;
 pub mod explain;
 mod objects;

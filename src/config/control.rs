@@ -1,20 +1,16 @@
 //! Flags of the certificate authority, `adit control`, and of `adit ca`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use crate::cluster::Access;
 use crate::config::{
-    Error, SHORTEST_CERTIFICATE, address, dns_name, duration, log_format, namespace,
+    DomainArgs, Error, KubeArgs, LogArgs, SHORTEST_CERTIFICATE, WatchArgs, address, dns_name,
+    duration, namespace,
 };
 use crate::control::ca::Place;
 use crate::control::config::{Config, KeySpec, SECRET};
-use crate::mesh::TrustDomain;
-use crate::telemetry::log::{Filter, Format};
 
 /// Where the authority lies in the cluster, and how the cluster is reached.
 #[derive(Clone, Debug, Args)]
@@ -42,41 +38,18 @@ pub struct ClusterArgs {
     )]
     pub ca_config_map: String,
 
-    /// How to reach the Kubernetes API [also: KUBECONFIG] [default: the pod's service account]
-    #[arg(
-        long,
-        env = "ADIT_KUBECONFIG",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
-    pub kubeconfig: Option<PathBuf>,
+    /// How the cluster is reached.
+    #[command(flatten)]
+    pub kube: KubeArgs,
 }
 
 impl ClusterArgs {
-    fn namespace(&self) -> String {
+    pub(super) fn namespace(&self) -> String {
         #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
         let injected = std::env::var("POD_NAMESPACE").ok();
         let injected = injected.filter(|name| namespace(name).is_ok());
         let given = self.namespace.clone().or(injected);
         given.unwrap_or_else(|| "adit-system".to_owned())
-    }
-
-    fn access(&self) -> Access {
-        #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
-        let (files, home) = (std::env::var_os("KUBECONFIG"), std::env::var_os("HOME"));
-        #[expect(clippy::disallowed_methods, reason = "config reads the environment")]
-        let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-        // As kubectl has it: the first of the files that exists.
-        let listed = files.and_then(|files| {
-            let mut files = std::env::split_paths(&files)
-                .collect::<Vec<_>>()
-                .into_iter();
-            files.find(|file| file.is_file())
-        });
-        let own = home.map(|home| PathBuf::from(home).join(".kube/config"));
-        let own = own.filter(|file| !in_pod && file.is_file());
-        let file = self.kubeconfig.clone().or(listed).or(own);
-        file.map_or(Access::InCluster, Access::Kubeconfig)
     }
 }
 
@@ -99,27 +72,9 @@ pub struct ControlArgs {
     )]
     pub ca: KeySpec,
 
-    /// Trust domain of all identities
-    #[arg(
-        long,
-        env = "ADIT_TRUST_DOMAIN",
-        value_name = "DOMAIN",
-        default_value = "cluster.local",
-        value_parser = TrustDomain::parse,
-        hide_env_values = true
-    )]
-    pub trust_domain: TrustDomain,
-
-    /// DNS suffix of the cluster's services
-    #[arg(
-        long,
-        env = "ADIT_CLUSTER_DOMAIN",
-        value_name = "DOMAIN",
-        default_value = "cluster.local",
-        value_parser = dns_name,
-        hide_env_values = true
-    )]
-    pub cluster_domain: String,
+    /// What names end with.
+    #[command(flatten)]
+    pub domains: DomainArgs,
 
     /// Audience that the tokens of node daemons must be made for
     #[arg(
@@ -186,48 +141,13 @@ pub struct ControlArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Address of metrics
-    #[arg(
-        long,
-        env = "ADIT_METRICS",
-        value_name = "ADDRESS:PORT",
-        default_value = "[::]:15020",
-        value_parser = address,
-        hide_env_values = true
-    )]
-    pub metrics: SocketAddr,
+    /// Where it is looked at.
+    #[command(flatten)]
+    pub watch: WatchArgs,
 
-    /// Address of readiness
-    #[arg(
-        long,
-        env = "ADIT_READY",
-        value_name = "ADDRESS:PORT",
-        default_value = "[::]:15021",
-        value_parser = address,
-        hide_env_values = true
-    )]
-    pub ready: SocketAddr,
-
-    /// Log filter: LEVEL or TARGET=LEVEL, separated by commas
-    #[arg(
-        long,
-        env = "ADIT_LOG",
-        value_name = "FILTER",
-        default_value = "info",
-        value_parser = Filter::parse,
-        hide_env_values = true
-    )]
-    pub log: Filter,
-
-    /// How log lines look
-    #[arg(
-        long,
-        env = "ADIT_LOG_FORMAT",
-        default_value = "text",
-        value_parser = PossibleValuesParser::new(["text", "json"]).map(log_format),
-        hide_env_values = true
-    )]
-    pub log_format: Format,
+    /// What it logs.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 impl ControlArgs {
@@ -235,7 +155,7 @@ impl ControlArgs {
     ///
     /// # Errors
     ///
-    /// [`Error::MaxValidity`].
+    /// [`Error::MaxValidity`], and as [`KubeArgs::access`].
     pub fn check(self) -> Result<Config, Error> {
         if self.max_validity < SHORTEST_CERTIFICATE {
             return Err(Error::MaxValidity(self.max_validity));
@@ -245,23 +165,23 @@ impl ControlArgs {
         if node_accounts.is_empty() {
             node_accounts.push(format!("{namespace}/adit-node"));
         }
-        let mut names = service_names(&self.service, &namespace, &self.cluster_domain);
+        let mut names = service_names(&self.service, &namespace, &self.domains.cluster_domain);
         names.extend(self.name);
         Ok(Config {
-            access: self.cluster.access(),
+            access: self.cluster.kube.access()?,
             bundle: self.cluster.ca_config_map,
             namespace,
             keys: self.ca,
-            trust_domain: self.trust_domain,
+            trust_domain: self.domains.trust_domain,
             audience: self.audience,
             node_accounts,
             max_validity: self.max_validity,
             names,
             listen: self.listen,
-            metrics: self.metrics,
-            ready: self.ready,
-            log_filter: self.log,
-            log_format: self.log_format,
+            metrics: self.watch.metrics,
+            ready: self.watch.ready,
+            log_filter: self.log.log,
+            log_format: self.log.log_format,
         })
     }
 }
@@ -287,14 +207,17 @@ pub struct CaArgs {
 
 impl CaArgs {
     /// Where the authority lies.
-    #[must_use]
-    pub fn place(self) -> Place {
-        Place {
-            access: self.cluster.access(),
+    ///
+    /// # Errors
+    ///
+    /// As [`KubeArgs::access`].
+    pub fn place(self) -> Result<Place, Error> {
+        Ok(Place {
             namespace: self.cluster.namespace(),
+            access: self.cluster.kube.access()?,
             secret: self.ca_secret,
             bundle: self.cluster.ca_config_map,
-        }
+        })
     }
 }
 

@@ -14,8 +14,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 use tokio::sync::watch;
 
+use crate::causes::Causes;
 use crate::control::config::{Config, KeySpec};
-use crate::control::kube::{self as api, Kube, chain};
+use crate::control::kube::{self as api, Kube};
 use crate::control::rotation::FRESH;
 use crate::control::store::{Keys, Published, Root, Unreadable};
 use crate::mesh::TrustDomain;
@@ -173,7 +174,7 @@ impl Keeper {
                         reason: error.reason(),
                     };
                     self.metrics.keep_failures.get_or_create(&reason).inc();
-                    let words = chain(&error);
+                    let words = Causes(&error).to_string();
                     // Once for each cause: the next look is seconds away.
                     if told.as_ref() != Some(&words) {
                         tracing::error!(reason = error.reason(), error = %words, "the authority cannot be kept up to date");

@@ -16,7 +16,8 @@ use kube::runtime::watcher::{self, Event};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::control::kube::{Error, Kube, chain};
+use crate::causes::Causes;
+use crate::control::kube::{Error, Kube};
 use crate::mesh::Identity;
 use crate::task::{self, Task};
 
@@ -210,7 +211,7 @@ async fn follow(
                             }
                         }
                         Err(error) => {
-                            tracing::debug!(node, error = %chain(&error), "watch of a node's pods broke");
+                            tracing::debug!(node, error = %Causes(&error), "watch of a node's pods broke");
                             if is_refused(&error) {
                                 kube.renew(generation);
                             }
@@ -220,7 +221,7 @@ async fn follow(
                 }
             }
             Err(error) => {
-                tracing::debug!(node, error = %chain(&error), "no watch of a node's pods");
+                tracing::debug!(node, error = %Causes(&error), "no watch of a node's pods");
             }
         }
         synced.send_replace(false);

@@ -17,6 +17,7 @@ use std::time::Duration;
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 use tonic::Code;
 
+use crate::causes::Causes;
 use crate::mesh::{Identity, TrustDomain};
 use crate::pki::csr::{CsrError, Requested};
 use crate::pki::grpc::CertificateRequest;
@@ -70,7 +71,7 @@ pub(crate) enum Refusal {
          newer"
     )]
     NoNode,
-    #[error("{}", chain(.0))]
+    #[error("{}", Causes(.0))]
     Csr(CsrError),
     #[error("asked on behalf of {named:?}, with a request for {asked}")]
     Impersonation { named: String, asked: Identity },
@@ -128,13 +129,6 @@ impl Refusal {
             Self::NotReady(_) | Self::Api(_) => Code::Unavailable,
             Self::Signing => Code::Internal,
         }
-    }
-}
-
-fn chain(error: &CsrError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

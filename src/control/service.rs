@@ -17,8 +17,9 @@ use tokio::sync::Semaphore;
 use tonic::server::UnaryService;
 use tonic::{Request, Response, Status};
 
+use crate::causes::Causes;
 use crate::control::keeper::Keeper;
-use crate::control::kube::{Kube, chain};
+use crate::control::kube::Kube;
 use crate::control::limits::Buckets;
 use crate::control::pods::Pods;
 use crate::control::rules::{Caller, Refusal, Rules};
@@ -142,7 +143,7 @@ impl Desk {
         let request = request.into_inner();
         let asked = self.rules.asked(&request)?;
         let identity = known.identity.insert(asked.identity).clone();
-        let api = |error| Refusal::Api(chain(&error));
+        let api = |error| Refusal::Api(Causes(&error).to_string());
         let on_node = self.pods.hold(&caller.node, &identity).await;
         Rules::placed(&caller, &identity, on_node.map_err(api)?)?;
         let current = self.keeper.current().map_err(Refusal::NotReady)?;
@@ -186,7 +187,7 @@ impl Desk {
             reviews.create(&PostParams::default(), &review).await
         };
         let review = self.kube.ask("have a token reviewed", ask).await;
-        let review = review.map_err(|error| Refusal::Api(chain(&error)))?;
+        let review = review.map_err(|error| Refusal::Api(Causes(&error).to_string()))?;
         let caller = self.rules.caller(review.status.as_ref())?;
         let mut believed = lock(&self.believed);
         if believed.len() >= TOKENS {

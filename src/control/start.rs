@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -37,16 +36,8 @@ pub enum StartError {
     #[error("cannot set up the log")]
     Log(#[source] log::Error),
     /// An address to listen on is taken or not ours.
-    #[error("cannot serve {purpose}: free the address, or choose another with {flag}")]
-    Listen {
-        /// What would be served there.
-        purpose: &'static str,
-        /// The option that changes it.
-        flag: &'static str,
-        /// Where, and why not.
-        #[source]
-        cause: http::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] http::Unserved),
     /// TLS cannot be had.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
@@ -96,17 +87,8 @@ async fn control(config: Config, log: Log) -> Result<(), StartError> {
     let mut tasks = side_servers(&config, &metrics, &ready)?;
     let acceptor = serving::acceptor(&face).map_err(StartError::Tls)?;
     let serving = serving::serve(listener, acceptor, desk, metrics.clone(), ending);
-    let (told, mut signals) = watch::channel(());
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signal =
-            signal(kind).map_err(|cause| StartError::System("a signal handler", cause))?;
-        let told = told.clone();
-        tasks.push(task::spawn("signals", async move {
-            while signal.recv().await.is_some() {
-                told.send_replace(());
-            }
-        }));
-    }
+    let mut signals =
+        task::ends().map_err(|cause| StartError::System("a signal handler", cause))?;
     tasks.push(task::spawn("keep the authority", keeper.clone().run()));
     let names = config.names.clone();
     tasks.push(task::spawn("keep the face", face.keep(keeper, names)));
@@ -119,16 +101,16 @@ async fn control(config: Config, log: Log) -> Result<(), StartError> {
         "certificate authority started",
     );
     let ended = async move {
-        let _ = signals.changed().await;
+        signals.next().await;
         tracing::info!("told to end");
         leave.send_replace(true);
         tokio::select! {
             () = tokio::time::sleep(GRACE) => {}
-            _ = signals.changed() => {}
+            () = signals.next() => {}
         }
         end.send_replace(true);
         // A second signal does not wait for the calls that run.
-        let _ = signals.changed().await;
+        signals.next().await;
     };
     tokio::select! {
         () = serving => {}
@@ -142,12 +124,8 @@ async fn control(config: Config, log: Log) -> Result<(), StartError> {
 /// Listens for nodes. `[::]` takes IPv4 as well, and falls back to `0.0.0.0` on a machine without
 /// IPv6.
 fn listen(addr: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
-    let refused = |cause| StartError::Listen {
-        purpose: "certificate requests",
-        flag: "--listen",
-        cause,
-    };
-    let listener = Listener::tcp(addr).map_err(refused)?;
+    let listener = Listener::tcp(addr);
+    let listener = listener.map_err(|cause| cause.of("certificate requests", "--listen"))?;
     let listener = listener
         .into_tcp()
         .ok_or_else(|| StartError::System("the server", io::ErrorKind::Unsupported.into()))?;
@@ -198,11 +176,7 @@ fn side_servers(
     ready: &Rc<Readiness>,
 ) -> Result<Vec<task::Task>, StartError> {
     let tcp = |purpose, flag, address| {
-        Listener::tcp(address).map_err(|cause| StartError::Listen {
-            purpose,
-            flag,
-            cause,
-        })
+        Listener::tcp(address).map_err(|cause: http::Error| cause.of(purpose, flag))
     };
     let scrape = metrics.clone();
     let ready = ready.clone();

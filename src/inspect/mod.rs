@@ -1,23 +1,41 @@
 //! Asks a node's admin server, or reads files, and prints what a person wants to know.
 //!
-//! A question is a [`Page`]; `client` fetches it, `table` and `status` lay it out;
+//! A question is a [`Page`]; [`api::ask`](crate::api::ask) fetches it, `table` and `status` lay it out;
 //! `offline` answers without a node, from the files that a node would read. With
 //! [`Output::Json`] the answer is printed as the node gave it, so that scripts see fields that
 //! this program is too old to know.
 
-mod client;
 mod offline;
 mod status;
 mod table;
 
 use std::io::{self, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use crate::api::ask;
 use crate::api::explain::Explanation;
 
-pub use client::{Error, Target};
+pub use crate::api::ask::Target;
 pub use offline::Offline;
+
+/// Why there is nothing to print, or it could not be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node did not answer.
+    #[error(transparent)]
+    Ask(#[from] ask::Error),
+    /// The question makes no sense, to the files at hand.
+    #[error("no answer from these files")]
+    Question(#[from] crate::explain::Error),
+    /// The node's version differs too much.
+    #[error("the answer is not understood; is the node of another version?")]
+    NotUnderstood(#[source] serde_json::Error),
+    /// The answer could not be printed.
+    #[error("cannot print")]
+    Print(#[from] io::Error),
+}
 
 /// How an answer is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,7 +106,7 @@ pub fn show(
                 Page::Services => table::services(read(answer)?),
                 Page::Policies => table::policies(read(answer)?),
                 Page::Pods => table::pods(read(answer)?),
-                Page::Certificates => table::certificates(read(answer)?, client::now()),
+                Page::Certificates => table::certificates(read(answer)?, now()),
                 Page::Connections => table::connections(read(answer)?),
             };
             to.write_all(text.as_bytes())?;
@@ -108,7 +126,7 @@ pub fn explain(
     output: Output,
     to: &mut dyn Write,
 ) -> Result<(), Error> {
-    let (source, destination) = (client::encode(source), client::encode(destination));
+    let (source, destination) = (ask::encode(source), ask::encode(destination));
     let answer = node.ask(&format!("/explain?src={source}&dst={destination}"))?;
     match output {
         Output::Json => print_json(&answer, to)?,
@@ -123,4 +141,10 @@ fn print_json(value: &Value, to: &mut dyn Write) -> io::Result<()> {
 
 fn read<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Error> {
     serde_json::from_value(answer).map_err(Error::NotUnderstood)
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }

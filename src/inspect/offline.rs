@@ -12,9 +12,8 @@ use crate::api::{Policy, Problem};
 use crate::authorize::{Change as PolicyChange, Policies, Store};
 use crate::explain;
 use crate::identify::{Index, Settings, Snapshot};
-use crate::inspect::client::Error;
 use crate::inspect::status::place;
-use crate::inspect::{Output, print_json};
+use crate::inspect::{Error, Output, print_json};
 use crate::mesh::policy::PolicyName;
 use crate::source::{Change, Files, Key, Kind, Object, Poll};
 

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::authorize::{DryRun, Permit};
+use crate::causes::Causes;
 use crate::deliver::{End, Fault};
 use crate::mesh::policy::PolicyName;
 use crate::mesh::{Direction, Flow, Local, Path, Peer, Service, TunnelAddr, Workload};
 use crate::node::carry::{Carrying, Joined};
-use crate::node::error::{Chain, Error, of_tunnel};
+use crate::node::error::{Error, of_tunnel};
 use crate::node::live::{Connection, Cut, Entered};
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
@@ -228,8 +229,8 @@ impl Closing<'_> {
     fn close(self, ended: Result<&End, &Error>) {
         let now = Instant::now();
         let (outcome, error) = match ended {
-            Ok(end) => (of_end(end), end.fault.as_ref().map(|fault| Chain(fault))),
-            Err(error) => (error.outcome(), Some(Chain(error))),
+            Ok(end) => (of_end(end), end.fault.as_ref().map(|fault| Causes(fault))),
+            Err(error) => (error.outcome(), Some(Causes(error))),
         };
         let daemon = &self.worker.shared.metrics.daemon;
         if outcome == Outcome::PolicyChanged {

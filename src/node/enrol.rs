@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use crate::capture::{self, Capture, Drift, Sought, WorkerListeners};
-use crate::node::error::Chain;
+use crate::causes::Causes;
 use crate::node::pods::{Place, Wanted};
 use crate::sys::netns::Netns;
 use crate::task;
@@ -119,7 +119,7 @@ impl Enroller {
                 (Place::Search, None) => return Err("it was not searched for".to_owned()),
             };
             let mut capture =
-                enrol(&netns, &pod, &options).map_err(|error| Chain(&error).to_string())?;
+                enrol(&netns, &pod, &options).map_err(|error| Causes(&error).to_string())?;
             let listeners = capture.take_listeners();
             Ok(Enrolled {
                 held: Held::new(netns, capture),
@@ -139,7 +139,7 @@ impl Enroller {
         let find = move || {
             let found = capture::find(Path::new("/proc"), &sought).into_iter();
             let text =
-                |missing| format!("its network namespace was not found: {}", Chain(&missing));
+                |missing| format!("its network namespace was not found: {}", Causes(&missing));
             found
                 .map(|(uid, netns)| (uid, netns.map_err(text)))
                 .collect()
@@ -153,7 +153,7 @@ impl Enroller {
             if let Some(capture) = held.capture().as_mut() {
                 capture
                     .resume()
-                    .map_err(|error| Chain(&error).to_string())?;
+                    .map_err(|error| Causes(&error).to_string())?;
             }
             Ok(Enrolled {
                 held,
@@ -168,7 +168,7 @@ impl Enroller {
         self.blocking("drain", move || match held.capture().as_mut() {
             Some(capture) => capture
                 .stop_new()
-                .map_err(|error| Chain(&error).to_string()),
+                .map_err(|error| Causes(&error).to_string()),
             None => Ok(()),
         })
         .await
@@ -177,7 +177,9 @@ impl Enroller {
     /// Leaves the namespace as it was found.
     pub(crate) async fn release(&self, held: Arc<Held>) -> Result<(), String> {
         self.blocking("release", move || match held.capture().take() {
-            Some(capture) => capture.release().map_err(|error| Chain(&error).to_string()),
+            Some(capture) => capture
+                .release()
+                .map_err(|error| Causes(&error).to_string()),
             None => Ok(()),
         })
         .await
@@ -268,10 +270,10 @@ fn check(pod: &Wanted, held: &Held) -> Checked {
     };
     let checked = match capture.verify(&netns) {
         Ok(()) => Checked::Sound,
-        Err(drift) if !drift.repairable() => Checked::Lost(Chain(&drift).to_string()),
+        Err(drift) if !drift.repairable() => Checked::Lost(Causes(&drift).to_string()),
         Err(drift) => match capture.repair() {
             Ok(()) => Checked::Mended(drift, capture.take_listeners()),
-            Err(error) => Checked::Lost(format!("{drift}; mending failed: {}", Chain(&error))),
+            Err(error) => Checked::Lost(format!("{drift}; mending failed: {}", Causes(&error))),
         },
     };
     if held.kept() > 0 && capture.forget_ended().is_ok() {

@@ -1,6 +1,5 @@
 //! Why a connection, or the daemon, could not go on.
 
-use std::fmt;
 use std::net::SocketAddr;
 
 use crate::authorize::Refusal;
@@ -126,20 +125,5 @@ fn of_delivery(error: &deliver::Error) -> Outcome {
     match error {
         deliver::Error::Timeout { .. } => Outcome::Timeout,
         _ => Outcome::DialFailed,
-    }
-}
-
-/// Prints an error with its causes, in one line.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(inner) = cause {
-            write!(f, ": {inner}")?;
-            cause = inner.source();
-        }
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::node::error::Chain;
+use crate::causes::Causes;
 use crate::pki::Event;
 use crate::telemetry::metrics::{Metrics, Reason};
 
@@ -44,7 +44,7 @@ fn observe(metrics: &Metrics, event: Event) {
             if kept_until.is_some() {
                 tracing::warn!(
                     identity = %identity,
-                    error = %Chain(&error),
+                    error = %Causes(&error),
                     failures,
                     retry = ?retry,
                     kept_until = ?kept_until,
@@ -53,7 +53,7 @@ fn observe(metrics: &Metrics, event: Event) {
             } else {
                 tracing::error!(
                     identity = %identity,
-                    error = %Chain(&error),
+                    error = %Causes(&error),
                     failures,
                     retry = ?retry,
                     "no certificate, connections of this identity fail",

@@ -7,10 +7,10 @@ use std::time::{Instant, SystemTime};
 
 use crate::api;
 use crate::authorize::Policies;
+use crate::causes::Causes;
 use crate::identify::Snapshot;
 use crate::mesh::{Direction, Phase, Service, Workload};
 use crate::node::enrol::Held;
-use crate::node::error::Chain;
 use crate::node::pods::{Entry, State};
 use crate::node::worker::Worker;
 use crate::node::world::World;
@@ -114,7 +114,7 @@ pub(crate) fn certificates(report: &[CertificateStatus]) -> Vec<api::Certificate
             error: status
                 .last_error
                 .as_ref()
-                .map(|error| Chain(&**error).to_string()),
+                .map(|error| Causes(&**error).to_string()),
         }
     };
     report.iter().map(one).collect()

@@ -13,8 +13,8 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use crate::causes::Causes;
 use crate::cluster::{Clients, client};
-use crate::node::error::Chain;
 
 /// The annotation that the field's control planes and meshes read.
 const MARK: &str = "ambient.istio.io/redirection";
@@ -312,7 +312,7 @@ impl Scribe for ApiScribe {
 pub(crate) fn report(note: &Note, error: &Unwritten) {
     tracing::warn!(
         pod = %note.name,
-        error = %Chain(error),
+        error = %Causes(error),
         "pod not marked at the API server, will try again: grant patch of pods/status and create of \
          events to the daemon's service account",
     );

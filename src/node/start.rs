@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -68,16 +67,8 @@ pub enum StartError {
     #[error("cannot use the address of the certificate authority: write --ca https://HOST:PORT")]
     CaAddress(#[source] ::http::Error),
     /// An address to listen on is taken or not ours.
-    #[error("cannot serve {purpose}: free the address, or choose another with {flag}")]
-    Listen {
-        /// What would be served there.
-        purpose: &'static str,
-        /// The option that changes it.
-        flag: &'static str,
-        /// Where, and why not.
-        #[source]
-        cause: http::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] http::Unserved),
     /// The CNI plugin cannot be served.
     #[error("cannot serve the CNI plugin at {0}: choose another directory with --run-dir")]
     Plugin(PathBuf, #[source] io::Error),
@@ -224,8 +215,7 @@ async fn run_control(
         let keep = plugin::keep(config.clone(), install, installed, is_over);
         tasks.push(task::spawn("install", keep));
     }
-    let signals =
-        signals(&mut tasks).map_err(|cause| StartError::System("a signal handler", cause))?;
+    let signals = task::ends().map_err(|cause| StartError::System("a signal handler", cause))?;
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
     let options = capture::Options {
@@ -264,17 +254,10 @@ async fn run_control(
 /// Serves admin, metrics and readiness.
 fn serve(config: &Config, desk: &Rc<Desk>) -> Result<Vec<task::Task>, StartError> {
     let tcp = |purpose, address, flag| {
-        Listener::tcp(address).map_err(|cause| StartError::Listen {
-            purpose,
-            flag,
-            cause,
-        })
+        Listener::tcp(address).map_err(|cause: http::Error| cause.of(purpose, flag))
     };
-    let unix = Listener::unix(&config.admin_socket()).map_err(|cause| StartError::Listen {
-        purpose: "admin",
-        flag: "--run-dir",
-        cause,
-    })?;
+    let unix = Listener::unix(&config.admin_socket());
+    let unix = unix.map_err(|cause| cause.of("admin", "--run-dir"))?;
     let mut tasks = Vec::new();
     for listener in [unix, tcp("admin", config.admin, "--admin")?] {
         let desk = desk.clone();
@@ -306,21 +289,6 @@ where
         let Err(error) = http::serve(listener, route).await;
         tracing::error!(error = %error, "an admin server ended");
     })
-}
-
-/// SIGTERM and SIGINT, as they come.
-fn signals(tasks: &mut Vec<task::Task>) -> io::Result<mpsc::UnboundedReceiver<()>> {
-    let (told, signals) = mpsc::unbounded_channel();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signal = signal(kind)?;
-        let told = told.clone();
-        tasks.push(task::spawn("signals", async move {
-            while signal.recv().await.is_some() {
-                let _ = told.send(());
-            }
-        }));
-    }
-    Ok(signals)
 }
 
 fn existing(config: &Config) -> capture::Existing {

@@ -19,11 +19,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::api;
 use crate::authorize::{Evaluator, Permit, Verdict};
 use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Kubelet, Port, WorkerListeners};
+use crate::causes::Causes;
 use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
 use crate::node::account::Account;
 use crate::node::busy_poll::BusyPoll;
 use crate::node::config;
-use crate::node::error::{Chain, Error};
+use crate::node::error::Error;
 use crate::node::handshakes::Handshakes;
 use crate::node::live::{Connection, Cut, Live};
 use crate::node::pod::Pod;
@@ -291,7 +292,7 @@ impl Worker {
             src.addr = %source,
             pod = %pod.name,
             reason = error.reason(),
-            error = %Chain(error),
+            error = %Causes(error),
             "tunnel refused",
         );
     }
@@ -439,12 +440,12 @@ async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: Acceptor, port: Port
                 }
             }
             Err(error @ AcceptError::Exhausted(_)) => {
-                tracing::warn!(pod = %pod.name, error = %Chain(&error), "accept failed");
+                tracing::warn!(pod = %pod.name, error = %Causes(&error), "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             // The next comparison with the kernel finds it gone and makes another.
             Err(error @ AcceptError::Broken(_)) => {
-                tracing::error!(pod = %pod.name, error = %Chain(&error), "listener broke");
+                tracing::error!(pod = %pod.name, error = %Causes(&error), "listener broke");
                 return;
             }
         }

@@ -27,11 +27,16 @@ pub(crate) const SOON: Duration = Duration::from_secs(12);
 /// Token to the status of its review.
 type Tokens = Arc<Mutex<BTreeMap<String, Value>>>;
 
-/// The whole. Everything goes when it is dropped.
+/// The whole, before the fake server. Everything goes when it is dropped.
 pub(crate) struct Bed {
     pub(crate) api: ApiServer,
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) place: Place,
     tokens: Tokens,
+}
+
+/// Where replicas run: their files, and the network that they are in.
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
     namespace: Option<Arc<Namespace>>,
 }
 
@@ -57,28 +62,46 @@ impl Bed {
                 None => json!({ "authenticated": false, "error": "unknown token" }),
             }
         }));
-        let dir = tempfile::Builder::new().prefix("adit-ca-").tempdir();
-        let dir = dir.expect("the temporary directory is writable");
-        let bed = Self {
-            api,
-            dir,
-            tokens,
-            namespace,
-        };
-        let kubeconfig = bed.api.kubeconfig("{token: control}");
-        std::fs::write(bed.kubeconfig(), kubeconfig).expect("the directory is writable");
+        let place = Place::new(&api.kubeconfig("{token: control}"), namespace);
+        let bed = Self { api, place, tokens };
         bed.node("worker-1");
         bed.node("worker-2");
         bed
     }
 
-    /// Where a path of this test is.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+    /// A cluster with a pod of `shop/cart` on worker-1, and a replica.
+    #[track_caller]
+    pub(crate) fn shop() -> (Self, Control) {
+        let bed = Self::new();
+        bed.pod("worker-1", "shop", "cart-1", "cart");
+        let control = bed.start("control", &[]);
+        (bed, control)
     }
 
-    fn kubeconfig(&self) -> PathBuf {
-        self.path("kubeconfig")
+    /// Where a path of this test is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.place.path(name)
+    }
+
+    /// Starts a replica with further arguments, and does not wait.
+    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Control {
+        self.place.spawn(name, args)
+    }
+
+    /// The same, on these ports: of requests, metrics and readiness.
+    pub(crate) fn spawn_at(&self, name: &str, ports: [u16; 3], args: &[&str]) -> Control {
+        self.place.spawn_at(name, ports, args)
+    }
+
+    /// Starts a replica and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, args: &[&str]) -> Control {
+        self.place.start(name, args)
+    }
+
+    /// Runs `adit ca STEP`; whether it was done, and everything that it printed.
+    pub(crate) fn ca(&self, step: &str) -> (bool, String) {
+        self.place.ca(step)
     }
 
     /// Gives a token a meaning: the status of its TokenReview. The audiences in it are those that
@@ -107,17 +130,55 @@ impl Bed {
         }));
     }
 
-    /// Starts a replica with further arguments, and does not wait.
-    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Control {
-        let ports = free_ports(self.namespace.as_deref());
-        self.spawn_at(name, ports, args)
+    /// The published roots; empty before they are.
+    pub(crate) fn bundle(&self) -> String {
+        let map = self
+            .api
+            .object("v1", "ConfigMap", "adit-system", "adit-ca-root");
+        let bundle = map.map(|map| map["data"]["root-cert.pem"].clone());
+        let bundle = bundle.and_then(|text| text.as_str().map(str::to_owned));
+        bundle.unwrap_or_default()
     }
 
-    /// The same, on these ports: of requests, metrics and readiness.
-    pub(crate) fn spawn_at(&self, name: &str, ports: [u16; 3], args: &[&str]) -> Control {
-        let log = self.path(&format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log);
-        let file = file.expect("the directory is writable");
+    /// The Secret.
+    pub(crate) fn secret(&self) -> Option<Value> {
+        self.api.object("v1", "Secret", "adit-system", "adit-ca")
+    }
+
+    /// What the Secret holds, by name.
+    #[track_caller]
+    pub(crate) fn secret_keys(&self) -> Vec<String> {
+        let secret = self.secret().expect("it is there");
+        let data = secret["data"].as_object().expect("it has data");
+        data.keys().cloned().collect()
+    }
+
+    /// Somebody who asks a replica, with the roots published now and the token of worker-1.
+    pub(crate) fn caller(&self, control: &Control) -> Caller {
+        Caller::new(control.address(), &self.bundle(), "worker-1-token")
+    }
+}
+
+impl Place {
+    /// Where replicas find their API server by this kubeconfig.
+    pub(crate) fn new(kubeconfig: &str, namespace: Option<Arc<Namespace>>) -> Self {
+        let dir = tempfile::Builder::new().prefix("adit-ca-").tempdir();
+        let dir = dir.expect("the temporary directory is writable");
+        let place = Self { dir, namespace };
+        std::fs::write(place.kubeconfig(), kubeconfig).expect("the directory is writable");
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.path("kubeconfig")
+    }
+
+    /// The program under test, to be run here.
+    fn program(&self) -> Command {
         let mut command = match &self.namespace {
             None => Command::new("setpriv"),
             Some(namespace) => {
@@ -130,6 +191,21 @@ impl Bed {
         // Both replace themselves, so that the child's id is the program's own; and the kernel ends
         // it with the test, however that ends.
         command.args(["--pdeathsig", "KILL", ADIT]);
+        command
+    }
+
+    /// Starts a replica with further arguments, and does not wait.
+    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Control {
+        let ports = free_ports(self.namespace.as_deref());
+        self.spawn_at(name, ports, args)
+    }
+
+    /// The same, on these ports: of requests, metrics and readiness.
+    pub(crate) fn spawn_at(&self, name: &str, ports: [u16; 3], args: &[&str]) -> Control {
+        let log = self.path(&format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.expect("the directory is writable");
+        let mut command = self.program();
         let on = |port| SocketAddr::from(([0, 0, 0, 0], port)).to_string();
         command
             .args(["control", "--log-format", "json", "--name", "127.0.0.1"])
@@ -163,29 +239,9 @@ impl Bed {
         control
     }
 
-    /// The published roots; empty before they are.
-    pub(crate) fn bundle(&self) -> String {
-        let map = self
-            .api
-            .object("v1", "ConfigMap", "adit-system", "adit-ca-root");
-        let bundle = map.map(|map| map["data"]["root-cert.pem"].clone());
-        let bundle = bundle.and_then(|text| text.as_str().map(str::to_owned));
-        bundle.unwrap_or_default()
-    }
-
-    /// The Secret.
-    pub(crate) fn secret(&self) -> Option<Value> {
-        self.api.object("v1", "Secret", "adit-system", "adit-ca")
-    }
-
-    /// Somebody who asks a replica, with the roots published now and the token of worker-1.
-    pub(crate) fn caller(&self, control: &Control) -> Caller {
-        Caller::new(control.address(), &self.bundle(), "worker-1-token")
-    }
-
     /// Runs `adit ca STEP`; whether it was done, and everything that it printed.
     pub(crate) fn ca(&self, step: &str) -> (bool, String) {
-        let mut command = Command::new(ADIT);
+        let mut command = self.program();
         command
             .args(["ca", step, "--namespace", "adit-system", "--kubeconfig"])
             .arg(self.kubeconfig());

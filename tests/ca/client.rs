@@ -10,7 +10,7 @@ use adit::pki::remote::{Address, RemoteCa, Settings};
 use adit::pki::{Certificate, IssueError, Issuer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::bed::{Bed, Control, replace};
+use crate::bed::{Bed, replace};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
@@ -65,16 +65,9 @@ impl Node {
     }
 }
 
-fn shop() -> (Bed, Control) {
-    let bed = Bed::new();
-    bed.pod("worker-1", "shop", "cart-1", "cart");
-    let control = bed.start("control", &[]);
-    (bed, control)
-}
-
 #[test]
 fn certificates_come_with_their_roots() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let node = Node::new(&bed, control.address());
     let first = node.ask().expect("it is granted");
     assert_eq!(first.identity().to_string(), CART);
@@ -89,7 +82,7 @@ fn certificates_come_with_their_roots() {
 
 #[test]
 fn the_token_is_read_for_each_request() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let node = Node::new(&bed, control.address());
     assert!(node.ask().is_ok());
     replace(&node.token, "stolen");
@@ -111,7 +104,7 @@ fn the_token_is_read_for_each_request() {
 
 #[test]
 fn the_server_is_checked_by_the_roots_in_the_file() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let node = Node::new(&bed, control.address());
     let right = bed.bundle();
     let other = Bed::new();
@@ -142,7 +135,7 @@ fn names_are_looked_up_and_every_address_is_tried() {
 
 #[test]
 fn a_replica_that_goes_takes_no_request_with_it() {
-    let (bed, mut control) = shop();
+    let (bed, mut control) = Bed::shop();
     let node = Node::new(&bed, control.address());
     assert!(node.ask().is_ok());
     let ports = control.ports();
@@ -190,7 +183,7 @@ fn rude(manner: &'static str) -> SocketAddr {
 
 #[test]
 fn servers_that_are_none_are_told_apart() {
-    let (bed, _control) = shop();
+    let (bed, _control) = Bed::shop();
     Node::new(&bed, rude("plain")).fails("ca_untrusted", "TLS with the authority");
     Node::new(&bed, rude("hangup")).fails("ca_untrusted", "TLS with the authority");
     let start = Instant::now();
@@ -204,7 +197,7 @@ fn servers_that_are_none_are_told_apart() {
 
 #[test]
 fn an_authority_that_takes_the_request_and_is_silent_is_given_up() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let node = Arc::new(Node::new(&bed, control.address()));
     assert!(node.ask().is_ok());
     control.signal(nix::sys::signal::Signal::SIGSTOP);

@@ -38,7 +38,7 @@ impl Mesh {
     fn start(&mut self, args: &[&str]) {
         let ca = format!("https://10.0.0.1:{}", self.control.address().port());
         let root = self.bed.path("root.pem").display().to_string();
-        let dir = self.bed.dir.path().display().to_string();
+        let dir = self.bed.place.dir.path().display().to_string();
         self.lab.start_with(|launch| {
             let token = format!("{dir}/{}.token", launch.node);
             launch

@@ -14,17 +14,9 @@ use crate::support::{eventually, within};
 
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
-/// A cluster with a pod of `shop/cart` on worker-1.
-fn shop() -> (Bed, Control) {
-    let bed = Bed::new();
-    bed.pod("worker-1", "shop", "cart-1", "cart");
-    let control = bed.start("control", &[]);
-    (bed, control)
-}
-
 #[test]
 fn a_node_gets_certificates_for_its_pods() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let issued = bed
         .caller(&control)
         .ask("shop", "cart")
@@ -96,7 +88,7 @@ fn refused(
 
 #[test]
 fn tokens_that_are_not_a_node_daemons_are_refused() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut status = daemon("worker-1");
         change(&mut status);
@@ -203,7 +195,7 @@ fn other_accounts_are_trusted_where_they_are_named() {
 
 #[test]
 fn only_service_accounts_of_pods_on_the_node_are_signed() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let no = Code::PermissionDenied;
     let ask = |node: &str, account| {
         let token = format!("{node}-token");
@@ -281,7 +273,7 @@ fn only_service_accounts_of_pods_on_the_node_are_signed() {
 
 #[test]
 fn a_pod_counts_as_soon_as_it_is_there_and_no_longer_than_that() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     let caller = bed.caller(&control);
     assert!(
         caller.ask("shop", "cart").is_ok(),
@@ -296,14 +288,15 @@ fn a_pod_counts_as_soon_as_it_is_there_and_no_longer_than_that() {
         );
     }
     bed.api.remove("v1", "Pod", "shop", "cart-1");
-    within(
-        Duration::from_secs(3),
-        "a pod that is gone",
-        || match caller.ask("shop", "cart") {
-            Err(status) if status.code() == Code::PermissionDenied => Ok(()),
-            other => Err(other.map(|issued| issued.names())),
-        },
-    );
+    let refused_within = |seconds, account, why| {
+        within(Duration::from_secs(seconds), why, || {
+            match caller.ask("shop", account) {
+                Err(status) if status.code() == Code::PermissionDenied => Ok(()),
+                other => Err(other.map(|issued| issued.names())),
+            }
+        });
+    };
+    refused_within(3, "cart", "a pod that is gone");
     assert_eq!(bed.api.watching("pods"), 1, "one watch per node that asks");
 
     // A watch that breaks is begun anew, and nothing is believed meanwhile.
@@ -312,19 +305,12 @@ fn a_pod_counts_as_soon_as_it_is_there_and_no_longer_than_that() {
     bed.api
         .break_watches("pods", crate::support::apiserver::Break::Gone);
     bed.api.remove("v1", "Pod", "shop", "bank-1");
-    within(
-        Duration::from_secs(5),
-        "a pod that went unseen",
-        || match caller.ask("shop", "bank") {
-            Err(status) if status.code() == Code::PermissionDenied => Ok(()),
-            other => Err(other.map(|issued| issued.names())),
-        },
-    );
+    refused_within(5, "bank", "a pod that went unseen");
 }
 
 #[test]
 fn requests_that_are_not_what_they_say_are_refused() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     bed.pod("worker-1", "shop", "bank-1", "bank");
     let caller = bed.caller(&control);
     let uri = |text: &str| SanType::URI(text.try_into().expect("it is ASCII"));
@@ -429,7 +415,7 @@ fn requests_that_are_not_what_they_say_are_refused() {
 
 #[test]
 fn a_node_that_asks_too_often_is_slowed_down_and_others_are_not() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     bed.pod("worker-2", "shop", "cart-2", "cart");
     let codes = bed.caller(&control).burst(&request(CART, 0), 700);
     let granted = codes.iter().filter(|code| **code == Code::Ok).count();
@@ -451,7 +437,7 @@ fn a_node_that_asks_too_often_is_slowed_down_and_others_are_not() {
 
 #[test]
 fn while_the_api_server_is_away_nothing_is_granted_and_then_again() {
-    let (mut bed, mut control) = shop();
+    let (mut bed, mut control) = Bed::shop();
     let caller = bed.caller(&control);
     assert!(caller.ask("shop", "cart").is_ok());
     bed.api.stop();
@@ -477,7 +463,7 @@ fn while_the_api_server_is_away_nothing_is_granted_and_then_again() {
 
 #[test]
 fn an_api_server_that_refuses_us_is_told_apart() {
-    let (bed, control) = shop();
+    let (bed, control) = Bed::shop();
     bed.api
         .fail("pods", Call::Any, 100, Fault::Status(403, None));
     let status = bed

@@ -95,14 +95,8 @@ fn a_rotation_cuts_nobody_off() {
 
     let (done, text) = bed.ca("promote");
     assert!(done, "{text}");
-    let secret = bed.secret().expect("it is there");
-    let keys: Vec<_> = secret["data"]
-        .as_object()
-        .expect("it has data")
-        .keys()
-        .collect();
     assert_eq!(
-        keys,
+        bed.secret_keys(),
         ["retiring.pem", "root.key", "root.pem"],
         "the old key is gone"
     );

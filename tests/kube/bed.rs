@@ -8,16 +8,21 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::apiserver::{ApiServer, Options};
-use crate::support::{Daemon, Launch, Namespace, within};
+use crate::support::{Daemon, Kubernetes, Launch, Namespace, within};
 
 /// Within this a change of the API is in the index, whatever the machine does beside.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
 /// Within this what has failed is found out and mended: back-off, and a silence of two seconds.
 pub(crate) const MENDED: Duration = Duration::from_secs(20);
 
+/// A real server sends a bookmark a minute, so its silence says nothing before.
+const REAL_SILENCE: &str = "90s";
+
 /// Where a daemon and a server meet. Fields go in this order: the daemon first.
 pub(crate) struct Bed {
     daemon: Option<Daemon>,
+    /// How long its daemon trusts a watch that says nothing.
+    pub(crate) silence: &'static str,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) namespace: Arc<Namespace>,
 }
@@ -26,9 +31,20 @@ impl Bed {
     pub(crate) fn new() -> Self {
         Self {
             daemon: None,
+            silence: "2s",
             dir: tempfile::tempdir().expect("a temporary directory"),
             namespace: Arc::new(Namespace::new("kube")),
         }
+    }
+
+    /// A bed beside the server that was asked for.
+    pub(crate) fn beside() -> (Self, Kubernetes) {
+        let mut bed = Self::new();
+        let server = Kubernetes::start(&bed.namespace);
+        if !server.is_fake() {
+            bed.silence = REAL_SILENCE;
+        }
+        (bed, server)
     }
 
     /// A bed and a fake server, behaving as said.
@@ -58,7 +74,7 @@ impl Bed {
             privileges: Vec::new(),
         };
         let path = path.to_str().expect("it is text");
-        launch.args(&["--kubeconfig", path, "--watch-silence", "2s"])
+        launch.args(&["--kubeconfig", path, "--watch-silence", self.silence])
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -4,22 +4,27 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, namespace, pod};
-use crate::cluster::Cluster;
+use crate::support::Kubernetes;
 
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 const SECRETS: &str = "/api/v1/namespaces/shop/secrets";
 
 /// A cluster with a namespace, and how it is asked.
-fn cluster() -> (Bed, Cluster) {
-    let (bed, cluster) = Cluster::new();
-    cluster.apply(&bed, &namespace("shop", true));
+fn cluster() -> (Bed, Kubernetes) {
+    let (bed, cluster) = Bed::beside();
+    cluster.apply(&namespace("shop", true));
     (bed, cluster)
 }
 
 #[track_caller]
-fn ask(at: &(Bed, Cluster), method: Method, path: &str, body: Option<Value>, code: u16) -> Value {
-    let (bed, cluster) = at;
-    let answer = cluster.ask(bed, method.clone(), path, body.as_ref());
+fn ask(
+    at: &(Bed, Kubernetes),
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    code: u16,
+) -> Value {
+    let answer = at.1.ask(method.clone(), path, body.as_ref());
     let (found, body) = answer.expect("an answer");
     assert_eq!(found, code, "{method} {path}: {body}");
     body
@@ -177,7 +182,7 @@ fn a_kind_that_is_not_defined_is_not_found() {
     let definition = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/\
                       authorizationpolicies.security.istio.io";
     ask(&at, Method::GET, definition, None, 404);
-    at.1.define_policies(&at.0);
+    at.1.define_policies();
     ask(&at, Method::GET, path, None, 200);
     ask(&at, Method::GET, definition, None, 200);
 }

@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, MENDED, SOON, namespace, pod, policy};
-use crate::cluster::Cluster;
-use crate::support::within;
+use crate::support::{Kubernetes, within};
 
 fn node(zone: &str) -> Value {
     json!({
@@ -46,10 +45,10 @@ fn slice(ips: &[&str]) -> Value {
 }
 
 /// A daemon that has read a namespace with one pod.
-fn one_pod() -> (Bed, Cluster) {
-    let (mut bed, cluster) = Cluster::new();
-    cluster.apply(&bed, &namespace("shop", true));
-    cluster.apply(&bed, &pod("a", 1));
+fn one_pod() -> (Bed, Kubernetes) {
+    let (mut bed, cluster) = Bed::beside();
+    cluster.apply(&namespace("shop", true));
+    cluster.apply(&pod("a", 1));
     bed.start(&cluster.kubeconfig());
     bed.sees(SOON, &["a"]);
     (bed, cluster)
@@ -70,8 +69,8 @@ fn becomes(bed: &Bed, field: &str, value: &Value) {
 
 #[test]
 fn the_server_is_the_one_that_was_asked_for() {
-    let (bed, cluster) = Cluster::new();
-    let version = cluster.version(&bed);
+    let (_bed, cluster) = Bed::beside();
+    let version = cluster.version();
     assert_eq!(version.ends_with("+fake"), cluster.is_fake(), "{version}");
 }
 
@@ -82,13 +81,13 @@ fn pods_come_change_and_go() {
         bed.pod("a")["identity"],
         "spiffe://cluster.local/ns/shop/sa/web"
     );
-    cluster.apply(&bed, &pod("b", 2));
+    cluster.apply(&pod("b", 2));
     bed.sees(SOON, &["a", "b"]);
     let mut changed = pod("a", 1);
     changed["metadata"]["labels"] = json!({ "app": "another" });
-    cluster.apply(&bed, &changed);
+    cluster.apply(&changed);
     becomes(&bed, "labels", &json!({ "app": "another" }));
-    cluster.delete(&bed, &pod("a", 1));
+    cluster.delete(&pod("a", 1));
     bed.sees(SOON, &["b"]);
 }
 
@@ -100,10 +99,10 @@ fn what_nobody_reads_changes_nothing() {
     for turn in 0..5 {
         let mut changed = pod("a", 1);
         changed["metadata"]["annotations"] = json!({ "example.com/turn": turn.to_string() });
-        cluster.apply(&bed, &changed);
+        cluster.apply(&changed);
     }
     // What comes last shows that all of it has come.
-    cluster.apply(&bed, &pod("b", 2));
+    cluster.apply(&pod("b", 2));
     bed.sees(SOON, &["a", "b"]);
     // A pod is created without its status, and then gets it.
     assert!(
@@ -117,9 +116,9 @@ fn what_nobody_reads_changes_nothing() {
 fn a_namespaces_label_enrols_its_pods() {
     let (bed, cluster) = one_pod();
     becomes(&bed, "bypass", &Value::Null);
-    cluster.apply(&bed, &namespace("shop", false));
+    cluster.apply(&namespace("shop", false));
     becomes(&bed, "bypass", &json!("not_labelled"));
-    cluster.apply(&bed, &namespace("shop", true));
+    cluster.apply(&namespace("shop", true));
     becomes(&bed, "bypass", &Value::Null);
 }
 
@@ -134,7 +133,7 @@ fn a_pod_of_another_node_takes_tunnels_once_its_node_says_so() {
     ] {
         let mut marked = pod("a", 1);
         marked["metadata"]["annotations"] = json!({ "ambient.istio.io/redirection": says });
-        cluster.apply(&bed, &marked);
+        cluster.apply(&marked);
         becomes(&bed, "enrolled", &json!(takes));
     }
 }
@@ -142,18 +141,18 @@ fn a_pod_of_another_node_takes_tunnels_once_its_node_says_so() {
 #[test]
 fn a_nodes_label_places_its_pods() {
     let (bed, cluster) = one_pod();
-    cluster.apply(&bed, &node("z1"));
+    cluster.apply(&node("z1"));
     becomes(&bed, "zone", &json!("z1"));
-    cluster.apply(&bed, &node("z2"));
+    cluster.apply(&node("z2"));
     becomes(&bed, "zone", &json!("z2"));
-    cluster.delete(&bed, &node("z2"));
+    cluster.delete(&node("z2"));
     becomes(&bed, "zone", &json!(""));
 }
 
 #[test]
 fn services_have_the_endpoints_of_their_slices() {
     let (bed, cluster) = one_pod();
-    cluster.apply(&bed, &service());
+    cluster.apply(&service());
     let endpoints = |wanted: &[&str]| {
         within(SOON, &format!("endpoints {wanted:?}"), || {
             let text = bed.daemon().admin("GET", "/services");
@@ -174,13 +173,13 @@ fn services_have_the_endpoints_of_their_slices() {
         });
     };
     endpoints(&[]);
-    cluster.apply(&bed, &slice(&["10.9.0.1"]));
+    cluster.apply(&slice(&["10.9.0.1"]));
     endpoints(&["10.9.0.1"]);
-    cluster.apply(&bed, &slice(&["10.9.0.1", "10.9.0.2"]));
+    cluster.apply(&slice(&["10.9.0.1", "10.9.0.2"]));
     endpoints(&["10.9.0.1", "10.9.0.2"]);
-    cluster.delete(&bed, &slice(&[]));
+    cluster.delete(&slice(&[]));
     endpoints(&[]);
-    cluster.delete(&bed, &service());
+    cluster.delete(&service());
     within(SOON, "the service is gone", || {
         let names = bed.names("/services");
         if names.contains("web") {
@@ -193,21 +192,21 @@ fn services_have_the_endpoints_of_their_slices() {
 
 #[test]
 fn policies_are_read_where_their_kinds_are_defined() {
-    let (mut bed, cluster) = Cluster::new();
-    cluster.apply(&bed, &namespace("shop", true));
-    cluster.define_policies(&bed);
-    cluster.apply(&bed, &policy("only-web", "web"));
+    let (mut bed, cluster) = Bed::beside();
+    cluster.apply(&namespace("shop", true));
+    cluster.define_policies();
+    cluster.apply(&policy("only-web", "web"));
     bed.start(&cluster.kubeconfig());
     bed.lists(SOON, "/policies", &["only-web"]);
-    cluster.delete(&bed, &policy("only-web", "web"));
+    cluster.delete(&policy("only-web", "web"));
     bed.lists(SOON, "/policies", &[]);
 }
 
 #[test]
 fn policies_are_read_when_their_kinds_appear_later() {
     let (bed, cluster) = one_pod();
-    cluster.define_policies(&bed);
-    cluster.apply(&bed, &policy("only-web", "web"));
+    cluster.define_policies();
+    cluster.apply(&policy("only-web", "web"));
     bed.lists(MENDED + SOON, "/policies", &["only-web"]);
 }
 
@@ -217,8 +216,8 @@ fn a_restart_of_the_server_is_not_seen() {
     cluster.stop();
     std::thread::sleep(std::time::Duration::from_secs(1));
     bed.sees(SOON, &["a"]);
-    cluster.resume(&bed);
-    cluster.apply(&bed, &pod("b", 2));
+    cluster.resume();
+    cluster.apply(&pod("b", 2));
     bed.sees(MENDED, &["a", "b"]);
     bed.becomes_ready(SOON);
 }

@@ -10,10 +10,17 @@
 //! process's id, so that tests run side by side; everything made is removed when the lab goes,
 //! also by a panic, and what a killed run left behind is swept by the next.
 
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the harness serves several test programs, and each uses its own part"
+)]
+
 pub(crate) mod apiserver;
 mod app;
 mod cluster;
 mod daemon;
+mod kubernetes;
 mod lab;
 mod namespace;
 mod objects;
@@ -24,6 +31,7 @@ mod wire;
 pub(crate) use app::{Conn, Listener, Outcome, Server, exchange};
 pub(crate) use cluster::{Cluster, Slice, to_yaml};
 pub(crate) use daemon::{Daemon, Finished, Launch, Record, adit};
+pub(crate) use kubernetes::Kubernetes;
 pub(crate) use lab::{Families, Lab, Node, Pod, PodSpec};
 pub(crate) use namespace::{Namespace, run};
 pub(crate) use peer::{Authority, HboneClient, HboneServer, Mint, Reply};

@@ -19,6 +19,7 @@ use adit::sys::netns::Netns;
 use adit::sys::socket::AppSocket;
 use adit::task;
 use adit::tunnel::{self, ConnectHead, Limits, Origin, Pool, Status};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
@@ -202,6 +203,25 @@ impl Bed {
         self.pool
             .open(&self.permit(), &origin, PodAddr::new(self.app), via, &head)
             .await
+    }
+
+    /// A bed whose tunnels go to a peer that the test plays: on the listener, as the certificate.
+    pub(crate) async fn before_a_peer() -> (Rc<Self>, TcpListener, Arc<Certificate>) {
+        let (listener, via) = listen().await;
+        // Nothing gets as far as an application.
+        let bed = Self::new(via).await;
+        bed.via.set(via);
+        let server = bed.trust.issue("web").await;
+        (bed, listener, server)
+    }
+
+    /// Two applications that have spoken: the client's end and the server's.
+    pub(crate) async fn joined(self: &Rc<Self>, listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let mut near = self.connect().await;
+        let (mut far, _) = listener.accept().await.unwrap();
+        near.write_all(b"x").await.unwrap();
+        far.read_exact(&mut [0]).await.unwrap();
+        (near, far)
     }
 
     /// An application's connection that goes through the tunnel to the application `app`.

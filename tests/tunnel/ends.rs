@@ -168,11 +168,7 @@ fn a_dropped_relay_resets_both_sides() {
 #[test]
 fn no_error_after_the_end_loses_nothing() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         near.write_all(b"before").await.unwrap();
         let mut peer = peer::accept(&listener, &server).await;
@@ -201,11 +197,7 @@ fn no_error_after_the_end_loses_nothing() {
 #[test]
 fn a_cancelled_stream_is_a_reset() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         let mut peer = peer::accept(&listener, &server).await;
         let (_request, mut respond) = peer.accept().await.unwrap().unwrap();

@@ -66,11 +66,7 @@ fn an_application_that_is_not_there_is_a_failed_dial() {
 #[test]
 fn any_other_status_is_a_refusal() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         let mut peer = peer::accept(&listener, &server).await;
         let (_request, mut respond) = peer.accept().await.unwrap().unwrap();
@@ -181,10 +177,7 @@ fn the_death_of_a_tunnel_resets_both_applications() {
         let bed = Bed::new(app).await;
         let wire = Wire::to(bed.via.get()).await;
         bed.via.set(wire.addr);
-        let mut near = bed.connect().await;
-        let (mut far, _) = listener.accept().await.unwrap();
-        near.write_all(b"x").await.unwrap();
-        far.read_exact(&mut [0]).await.unwrap();
+        let (mut near, mut far) = bed.joined(&listener).await;
         wire.cut();
         assert_eq!(
             near.read_u8().await.unwrap_err().kind(),
@@ -213,10 +206,7 @@ fn a_fin_below_tls_is_no_end_of_a_stream() {
         let bed = Bed::new(app).await;
         let wire = Wire::to(bed.via.get()).await;
         bed.via.set(wire.addr);
-        let mut near = bed.connect().await;
-        let (mut far, _) = listener.accept().await.unwrap();
-        near.write_all(b"x").await.unwrap();
-        far.read_exact(&mut [0]).await.unwrap();
+        let (mut near, mut far) = bed.joined(&listener).await;
         far.write_all(b"y").await.unwrap();
         near.read_exact(&mut [0]).await.unwrap();
         sleep(50).await;
@@ -234,11 +224,7 @@ fn a_fin_below_tls_is_no_end_of_a_stream() {
 #[test]
 fn the_end_of_a_tunnel_is_no_end_of_a_stream() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         let mut peer = peer::accept(&listener, &server).await;
         let (request, mut respond) = peer.accept().await.unwrap().unwrap();
@@ -275,10 +261,7 @@ fn a_peer_that_gives_no_sign_of_life_is_given_up() {
         let bed = Bed::with(app, quick()).await;
         let wire = Wire::to(bed.via.get()).await;
         bed.via.set(wire.addr);
-        let mut near = bed.connect().await;
-        let (mut far, _) = listener.accept().await.unwrap();
-        near.write_all(b"x").await.unwrap();
-        far.read_exact(&mut [0]).await.unwrap();
+        let (mut near, mut far) = bed.joined(&listener).await;
         // Silent for longer than the patience, but alive: PINGs keep it.
         sleep(1200).await;
         near.write_all(b"y").await.unwrap();
@@ -338,11 +321,7 @@ fn a_request_that_is_never_answered_ends_at_its_deadline() {
 #[test]
 fn bytes_travel_before_the_answer() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         let much = vec![9; 1 << 20];
         let writing = near.write_all(&much);

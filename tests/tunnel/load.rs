@@ -261,11 +261,7 @@ fn single_bytes_to_a_stalled_reader_kill_no_tunnel() {
 #[test]
 fn single_byte_writes_arrive_through_a_peer_with_the_default_budget() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         let mut peer = peer::accept(&listener, &server).await;
         let (request, mut respond) = peer.accept().await.unwrap().unwrap();

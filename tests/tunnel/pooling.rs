@@ -201,11 +201,7 @@ fn a_stream_behind_a_goaway_is_opened_once_more_elsewhere() {
 #[test]
 fn a_stream_that_is_refused_twice_fails() {
     run(async {
-        let (_listener, app) = bed::listen().await;
-        let bed = Bed::new(app).await;
-        let (listener, via) = bed::listen().await;
-        bed.via.set(via);
-        let server = bed.trust.issue("web").await;
+        let (bed, listener, server) = Bed::before_a_peer().await;
         let mut near = bed.connect().await;
         for _ in 0..2 {
             let mut peer = peer::accept(&listener, &server).await;

@@ -166,7 +166,7 @@ impl Control {
     /// Runs until the daemon is told to end and has drained.
     pub(crate) async fn run(
         mut self,
-        mut signals: mpsc::UnboundedReceiver<()>,
+        mut signals: task::Ends,
         mut plugin: mpsc::UnboundedReceiver<Asked>,
     ) {
         let mut tick = tokio::time::interval(TICK);
@@ -175,7 +175,7 @@ impl Control {
         loop {
             tokio::select! {
                 biased;
-                Some(()) = signals.recv() => {
+                () = signals.next() => {
                     if self.ending.is_some() || self.leaving.is_told() {
                         tracing::warn!("told twice to end, cutting what is left");
                         return;

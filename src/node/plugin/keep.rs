@@ -7,9 +7,9 @@ use kube::api::Api;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
+use crate::causes::Causes;
 use crate::cluster::Clients;
 use crate::node::config::{Chain as Wanted, Config, Install, Source};
-use crate::node::error::Chain;
 use crate::node::plugin::chain::Entry;
 use crate::node::plugin::install::{Error, Installed, Installer, uninstall};
 use crate::task;
@@ -90,7 +90,7 @@ fn tell(told: &mut Option<String>, round: &Result<(Installed, bool), Error>) {
             *told = None;
         }
         Err(error) => {
-            let why = Chain(error).to_string();
+            let why = Causes(error).to_string();
             if told.as_ref() != Some(&why) {
                 tracing::warn!(error = %why, "cni plugin not installed: pods may start uncaptured");
             }

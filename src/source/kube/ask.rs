@@ -10,6 +10,7 @@ use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
 
+use crate::causes::Causes;
 use crate::cluster::client;
 use crate::source::Kind;
 
@@ -117,22 +118,6 @@ impl Failure {
             },
         }
     }
-
-    /// The failure with its causes, in one line.
-    pub(super) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(inner) = cause {
-            let words = inner.to_string();
-            // Some libraries print their cause themselves.
-            if !text.ends_with(&words) {
-                text.push_str(": ");
-                text.push_str(&words);
-            }
-            cause = inner.source();
-        }
-        text
-    }
 }
 
 /// Asks for `path_and_query` and gives the body of the answer; of a kind, or of anything.
@@ -218,7 +203,7 @@ pub(super) fn explain(kind: Kind, failure: &Failure, read_once: bool) -> String 
     format!(
         "{} cannot be watched: {}; {stands}",
         kind.as_str(),
-        failure.chain()
+        Causes(failure)
     )
 }
 

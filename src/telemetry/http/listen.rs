@@ -47,6 +47,27 @@ pub enum Error {
     },
 }
 
+/// Why a server of ours is not there, and the flag that mends it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot serve {purpose}: free the address, or choose another with {flag}")]
+pub struct Unserved {
+    purpose: &'static str,
+    flag: &'static str,
+    #[source]
+    cause: Error,
+}
+
+impl Error {
+    /// Says what would have been served, and which flag chooses the place.
+    pub fn of(self, purpose: &'static str, flag: &'static str) -> Unserved {
+        Unserved {
+            purpose,
+            flag,
+            cause: self,
+        }
+    }
+}
+
 /// A socket that listens. A unix socket's file goes when this is dropped.
 #[derive(Debug)]
 pub struct Listener(Inner);

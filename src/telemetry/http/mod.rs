@@ -22,7 +22,7 @@ use hyper::{Method, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use listen::{Error, Listener};
+pub use listen::{Error, Listener, Unserved};
 
 /// Most connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;

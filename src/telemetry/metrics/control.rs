@@ -1,6 +1,5 @@
 //! The `adit_control_*` metrics of the certificate authority: the one list of them.
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -8,7 +7,7 @@ use prometheus_client::registry::Registry;
 
 use crate::telemetry::log::Dropped;
 use crate::telemetry::metrics::daemon::{Reason, add, build};
-use crate::telemetry::metrics::process;
+use crate::telemetry::metrics::{process, text};
 
 /// Every metric of the authority. The registered help text says what each field is.
 #[derive(Debug)]
@@ -87,9 +86,7 @@ impl Control {
     /// All metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
-        text
+        text(&self.registry)
     }
 }
 

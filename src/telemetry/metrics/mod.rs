@@ -64,10 +64,14 @@ impl Metrics {
     /// All metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
-        text
+        text(&self.registry)
     }
+}
+
+fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    encode(&mut text, registry).expect("writing to a string does not fail");
+    text
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@
 //! real server does it: 409 for what is there already or was written against an older version,
 //! status only through its subresource, definitions that make resources appear. Watches
 //! ([`watch`]) read the history from any version that is not compacted, send bookmarks, and send
-//! initial events where [`Options::streaming`] says so.
+//! initial events where [`Options::streaming`] says so. Service accounts get tokens, and reviews
+//! know them ([`tokens`]).
 //!
 //! It runs on a thread of its own until dropped, in a network namespace where one is given.
 
@@ -22,6 +23,7 @@ mod cluster;
 mod routes;
 mod server;
 mod store;
+mod tokens;
 mod watch;
 
 pub(crate) use cluster::Synthetic;

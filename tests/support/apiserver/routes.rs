@@ -314,6 +314,13 @@ fn watch_of(
 
 fn write(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> {
     let (resource, store) = (&target.resource, &mut state.store);
+    if let (Some(name), Some("token")) = (&target.name, target.sub.as_deref()) {
+        let given = state.tokens.give(store, target.id(name), &asking.body);
+        return match given {
+            Ok(answer) => text(201, answer.to_string()),
+            Err((code, message)) => refuse(code, &message),
+        };
+    }
     let mut object = asking.body.clone();
     if let Some(namespace) = &target.namespace
         && object.is_object()
@@ -327,17 +334,6 @@ fn write(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> 
         (&Method::PUT, Some(name)) => store.replace(resource, &target.id(name), sub, object),
         (&Method::PATCH, Some(name)) => store.patch(resource, &target.id(name), sub, &object),
         (&Method::DELETE, Some(name)) => store.delete(resource, &target.id(name)),
-        (&Method::POST, Some(name)) if sub == Some("token") => {
-            let token = format!(
-                "token-of-{}/{name}",
-                target.namespace.as_deref().unwrap_or("")
-            );
-            let status = json!({ "token": token, "expirationTimestamp": "2036-01-01T00:00:00Z" });
-            return text(
-                201,
-                json!({ "kind": "TokenRequest", "status": status }).to_string(),
-            );
-        }
         _ => {
             return refuse(
                 405,
@@ -379,13 +375,18 @@ fn elsewhere(asking: &Asking, path: &str, state: &mut State) -> Response<Body> {
                 .collect();
             let token = spec["token"].as_str().unwrap_or_default();
             let mut review = asking.body.clone();
-            review["status"] = (state.review)(token, &audiences);
+            let known = state.tokens.review(&mut state.store, token, &audiences);
+            review["status"] = known.unwrap_or_else(|| (state.review)(token, &audiences));
             text(201, review.to_string())
         }
         "/apis/authorization.k8s.io/v1/subjectaccessreviews"
         | "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
             let mut review = asking.body.clone();
-            review["status"] = json!({ "allowed": true });
+            let about = &review["spec"]["resourceAttributes"];
+            let word = |field: &str| about[field].as_str().unwrap_or_default();
+            let right = format!("{} {}", word("verb"), word("resource"));
+            let allowed = !state.options.denied.contains(&right);
+            review["status"] = json!({ "allowed": allowed });
             text(201, review.to_string())
         }
         "/api" => text(

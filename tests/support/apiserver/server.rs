@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::routes;
 use super::store::{Entry, Resource, Store};
+use super::tokens::Tokens;
 use crate::support::namespace::Namespace;
 
 /// How the server behaves when nothing is wrong.
@@ -31,6 +32,8 @@ pub(crate) struct Options {
     /// Whether a watch from before the history is refused with 410, instead of being told so in
     /// its stream.
     pub(crate) gone_as_status: bool,
+    /// Rights that access reviews say nobody has, such as `create daemonsets`.
+    pub(crate) denied: BTreeSet<String>,
 }
 
 impl Default for Options {
@@ -42,6 +45,7 @@ impl Default for Options {
             streaming: true,
             bookmarks: Duration::from_millis(500),
             gone_as_status: false,
+            denied: BTreeSet::new(),
         }
     }
 }
@@ -125,6 +129,7 @@ pub(super) struct State {
     pub(super) watches: Vec<Live>,
     pub(super) requests: Vec<Request>,
     pub(super) review: Review,
+    pub(super) tokens: Tokens,
 }
 
 pub(super) struct Shared {
@@ -178,6 +183,7 @@ impl ApiServer {
             watches: Vec::new(),
             requests: Vec::new(),
             review: Arc::new(|_, _| json!({ "authenticated": false })),
+            tokens: Tokens::default(),
         };
         let mut server = Self {
             shared: Arc::new(Shared {
@@ -370,7 +376,7 @@ impl ApiServer {
         change(&mut self.shared.lock().options);
     }
 
-    /// Who a TokenReview says a token is.
+    /// Who a TokenReview says a token is that was not given out by the server itself.
     pub(crate) fn review(&self, review: Review) {
         self.shared.lock().review = review;
     }

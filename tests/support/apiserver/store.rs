@@ -83,6 +83,21 @@ impl Resource {
             Self::new("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
             Self::new("coordination.k8s.io", "v1", "leases", "Lease"),
             Self::new("apps", "v1", "daemonsets", "DaemonSet").with_status(),
+            Self::new("apps", "v1", "deployments", "Deployment").with_status(),
+            Self::new(
+                "networking.k8s.io",
+                "v1",
+                "networkpolicies",
+                "NetworkPolicy",
+            ),
+            Self::new("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass").cluster(),
+            Self::new(
+                "admissionregistration.k8s.io",
+                "v1",
+                "validatingadmissionpolicies",
+                "ValidatingAdmissionPolicy",
+            )
+            .cluster(),
             Self::new(
                 "apiextensions.k8s.io",
                 "v1",

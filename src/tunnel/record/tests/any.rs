@@ -1,7 +1,7 @@
 //! Anything that may happen on a connection, in any order.
 
-use super::foul::Foul;
 use super::*;
+use crate::tunnel::record::tests::foul::Foul;
 
 /// What happens on a connection.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -56,15 +56,6 @@ pub enum Error {
     /// The node says no.
     #[error("the node refuses: {0}")]
     Refused(String),
-    /// The question makes no sense, to the files at hand.
-    #[error("no answer from these files")]
-    Question(#[from] crate::explain::Error),
-    /// The node's version differs too much.
-    #[error("the answer is not understood; is the node of another version?")]
-    NotUnderstood(#[source] serde_json::Error),
-    /// The answer could not be printed.
-    #[error("cannot print")]
-    Print(#[from] io::Error),
 }
 
 impl Target {
@@ -91,7 +82,11 @@ impl Target {
     }
 
     /// Asks for a page of JSON.
-    pub(crate) fn ask(&self, path: &str) -> Result<Value, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: nobody answered, or not with that.
+    pub fn ask(&self, path: &str) -> Result<Value, Error> {
         let failed = |cause| Error::Answer {
             at: self.clone(),
             cause,
@@ -161,7 +156,8 @@ fn parse(answer: &[u8]) -> Option<(u16, &[u8])> {
 }
 
 /// Percent-encodes a query value (RFC 3986 §2.1).
-pub(crate) fn encode(text: &str) -> String {
+#[must_use]
+pub fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte) {
@@ -171,12 +167,6 @@ pub(crate) fn encode(text: &str) -> String {
         }
     }
     encoded
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

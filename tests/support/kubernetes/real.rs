@@ -4,17 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::bed::Bed;
-use crate::support::{Namespace, within};
+use crate::support::namespace::Namespace;
 
 const PORT: u16 = 6443;
 const TOKEN: &str = "the-token-of-the-tests";
-/// How long both together may take to start.
-const START: Duration = Duration::from_secs(60);
 
-/// `kube-apiserver` with `etcd` behind it, in the bed's namespace.
+/// `kube-apiserver` with `etcd` behind it, in a namespace.
 pub(crate) struct Real {
     assets: PathBuf,
     dir: PathBuf,
@@ -24,14 +20,15 @@ pub(crate) struct Real {
 }
 
 impl Real {
-    pub(crate) fn start(assets: &Path, bed: &Bed) -> Self {
-        let dir = bed.path("apiserver");
-        std::fs::create_dir(&dir).expect("the directory is writable");
+    pub(crate) fn start(assets: &Path, dir: &Path, namespace: &Arc<Namespace>) -> Self {
+        let dir = dir.to_owned();
         let key = rcgen::KeyPair::generate().expect("a key can be made");
         std::fs::write(dir.join("sa.key"), key.serialize_pem()).expect("it is writable");
+        // It reads the public part from no private key of this form.
+        std::fs::write(dir.join("sa.pub"), key.public_key_pem()).expect("it is writable");
         let tokens = format!("{TOKEN},tests,tests,system:masters\n");
         std::fs::write(dir.join("tokens.csv"), tokens).expect("it is writable");
-        let etcd = start(&bed.namespace, assets, "etcd", &dir, |etcd| {
+        let etcd = start(namespace, assets, "etcd", &dir, |etcd| {
             etcd.arg("--data-dir").arg(dir.join("etcd"));
             etcd.args(["--listen-client-urls", "http://127.0.0.1:2379"]);
             etcd.args(["--advertise-client-urls", "http://127.0.0.1:2379"]);
@@ -40,7 +37,7 @@ impl Real {
         });
         let mut real = Self {
             assets: assets.to_owned(),
-            namespace: bed.namespace.clone(),
+            namespace: namespace.clone(),
             dir,
             etcd,
             server: None,
@@ -80,17 +77,32 @@ impl Real {
                 server.args(["--service-account-issuer", "https://kubernetes.default.svc"]);
                 server
                     .arg("--service-account-key-file")
-                    .arg(dir.join("sa.key"));
+                    .arg(dir.join("sa.pub"));
                 server
                     .arg("--service-account-signing-key-file")
                     .arg(dir.join("sa.key"));
             },
         );
         self.server = Some(server);
-        within(START, "kube-apiserver listens", || {
-            let connect = || std::net::TcpStream::connect(("127.0.0.1", PORT));
-            self.namespace.enter(connect).map(drop)
-        });
+    }
+
+    /// Panics with its last words if a program has ended that should run.
+    #[track_caller]
+    pub(crate) fn must_run(&mut self) {
+        let programs = [
+            ("etcd", Some(&mut self.etcd)),
+            ("kube-apiserver", self.server.as_mut()),
+        ];
+        for (program, child) in programs {
+            let ended = child.and_then(|child| child.try_wait().expect("it is our child"));
+            if let Some(status) = ended {
+                let log = self.dir.join(format!("{program}.log"));
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let lines: Vec<_> = log.lines().collect();
+                let last = lines[lines.len().saturating_sub(20)..].join("\n");
+                panic!("{program} ended, {status}:\n{last}");
+            }
+        }
     }
 
     pub(crate) fn kubeconfig(&self) -> String {

@@ -1,0 +1,162 @@
+//! Asking the API server: pages, patience, and what no answer means.
+
+use std::time::Duration;
+
+use http::Request;
+use http::header::ACCEPT;
+use kube::Client;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::check::Error;
+use crate::check::facts::Got;
+use crate::check::shape::List;
+
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a request is made again that the server puts off, and how long it waits for that.
+const AGAIN: (u32, Duration) = (5, Duration::from_secs(1));
+/// Objects in one page of a list.
+const PAGE: usize = 500;
+/// Asks for the metadata of an object alone.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+/// The same, of a list.
+const LIST_OF_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
+/// What an object is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Whole,
+    Metadata,
+}
+
+/// Why something was not read.
+pub(super) enum Unread {
+    /// There is no such thing.
+    Absent,
+    /// It may be there, and is not shown to us.
+    Refused(String),
+}
+
+pub(super) struct Api(pub(super) Client);
+
+impl Api {
+    /// Everything of a kind, page by page.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: Form,
+    ) -> Result<Result<Vec<T>, Unread>, Error> {
+        let accept = match form {
+            Form::Whole => "application/json",
+            Form::Metadata => LIST_OF_METADATA,
+        };
+        let (mut all, mut next) = (Vec::new(), String::new());
+        loop {
+            let more = match next.as_str() {
+                "" => String::new(),
+                next => format!("&continue={}", encoded(next)),
+            };
+            let uri = format!("{path}?limit={PAGE}{more}");
+            let page: List<T> = match self.ask(&uri, accept, None).await? {
+                Ok(page) => page,
+                Err(why) => return Ok(Err(why)),
+            };
+            all.extend(page.items.unwrap_or_default());
+            next = page.metadata.next;
+            if next.is_empty() {
+                return Ok(Ok(all));
+            }
+        }
+    }
+
+    /// One object.
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: Form,
+    ) -> Result<Got<Option<T>>, Error> {
+        let accept = match form {
+            Form::Whole => "application/json",
+            Form::Metadata => METADATA,
+        };
+        Ok(match self.ask(path, accept, None).await? {
+            Ok(object) => Ok(Some(object)),
+            Err(Unread::Absent) => Ok(None),
+            Err(Unread::Refused(why)) => Err(why),
+        })
+    }
+
+    /// Has something reviewed.
+    pub(super) async fn review(&self, path: &str, body: &Value) -> Result<Got<Value>, Error> {
+        Ok(
+            match self.ask(path, "application/json", Some(body)).await? {
+                Ok(answer) => Ok(answer),
+                Err(Unread::Absent) => {
+                    Err("the API server does not know of such reviews".to_owned())
+                }
+                Err(Unread::Refused(why)) => Err(why),
+            },
+        )
+    }
+
+    /// Asks. What concerns this one thing is within; what ends all asking is without.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        uri: &str,
+        accept: &str,
+        body: Option<&Value>,
+    ) -> Result<Result<T, Unread>, Error> {
+        let (mut tries, wait) = AGAIN;
+        loop {
+            let request = match body {
+                None => Request::get(uri),
+                Some(_) => Request::post(uri).header("content-type", "application/json"),
+            };
+            let body = body.map(serde_json::to_vec).transpose();
+            let body = body.map_err(|cause| Error::Answer(kube::Error::SerdeError(cause)))?;
+            let request = request
+                .header(ACCEPT, accept)
+                .body(body.unwrap_or_default());
+            let request = request.map_err(|cause| Error::Answer(kube::Error::HttpError(cause)))?;
+            let answer = tokio::time::timeout(PATIENCE, self.0.request(request)).await;
+            let cause = match answer {
+                Err(_) => return Err(Error::Silent(PATIENCE)),
+                Ok(Ok(answer)) => return Ok(Ok(answer)),
+                Ok(Err(cause)) => cause,
+            };
+            match cause {
+                kube::Error::Api(status) => match status.code {
+                    401 => return Err(Error::Credentials(status.message.clone())),
+                    404 => return Ok(Err(Unread::Absent)),
+                    429 if tries > 0 => {}
+                    code => {
+                        let message = status.message.trim();
+                        return Ok(Err(Unread::Refused(format!("{message} ({code})"))));
+                    }
+                },
+                kube::Error::SerdeError(cause) => {
+                    let path = uri.split('?').next().unwrap_or(uri);
+                    let why = format!("the answer to {path} is not understood: {cause}");
+                    return Ok(Err(Unread::Refused(why)));
+                }
+                cause => return Err(Error::Answer(cause)),
+            }
+            tries -= 1;
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// A query's value as it stands in a URL.
+fn encoded(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}

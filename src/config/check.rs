@@ -1,0 +1,102 @@
+//! Flags of `adit check` where it is about a cluster.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use crate::api::ADMIN_SOCKET;
+use crate::api::ask::Target;
+use crate::check::facts::{Mesh, Place};
+use crate::check::{Config, Output};
+use crate::config::control::ClusterArgs;
+use crate::config::{Error, MeshArgs, dns_name};
+use crate::control::config::SECRET;
+use crate::identify::Settings;
+
+/// The flags of `adit check` that are about a cluster.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Before the installation: may it be installed, and will it work here?
+    #[arg(long)]
+    pub pre: bool,
+
+    /// Look at this machine as well, as root: kernel, rights, its daemon
+    /// [default: where a daemon runs]
+    #[arg(long)]
+    pub node_local: bool,
+
+    /// The cluster's part.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    /// Secret of the authority
+    #[arg(
+        long,
+        env = "ADIT_CA_SECRET",
+        value_name = "NAME",
+        default_value = SECRET,
+        value_parser = dns_name,
+        hide_env_values = true
+    )]
+    pub ca_secret: String,
+
+    /// Run directory of this machine's daemon
+    #[arg(
+        long,
+        env = "ADIT_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/adit",
+        hide_env_values = true
+    )]
+    pub run_dir: PathBuf,
+
+    /// Form of the answer
+    #[arg(
+        short,
+        long,
+        default_value = "text",
+        value_parser = PossibleValuesParser::new(["text", "json"]).map(output)
+    )]
+    pub output: Output,
+}
+
+impl CheckArgs {
+    /// Completes the flags; `mesh` is what the daemons are told, or are to be.
+    ///
+    /// # Errors
+    ///
+    /// As [`KubeArgs::access`](crate::config::KubeArgs::access).
+    pub fn check(self, mesh: MeshArgs) -> Result<Config, Error> {
+        let here = self.node_local || self.run_dir.join(ADMIN_SOCKET).exists();
+        Ok(Config {
+            pre: self.pre,
+            place: Place {
+                namespace: self.cluster.namespace(),
+                bundle: self.cluster.ca_config_map,
+                secret: self.ca_secret,
+            },
+            access: self.cluster.kube.access()?,
+            mesh: Mesh {
+                settings: Settings {
+                    enrol_labels: mesh.enrol_labels(),
+                    trust_domain: mesh.domains.trust_domain,
+                    cluster_domain: mesh.domains.cluster_domain,
+                    excluded_namespaces: mesh.exclude_namespace,
+                    marking: None,
+                    home: None,
+                },
+                root_namespace: mesh.root_namespace,
+            },
+            node: here.then(|| Target::in_run_dir(&self.run_dir)),
+            output: self.output,
+        })
+    }
+}
+
+fn output(word: String) -> Output {
+    match word.as_str() {
+        "json" => Output::Json,
+        _ => Output::Text,
+    }
+}
