@@ -69,6 +69,7 @@ fn cluster(services: u32) -> Cluster {
     let namespace = Object::Namespace(Box::new(Namespace {
         name: "shop".into(),
         labels,
+        terminating: false,
     }));
     index.apply([Change::Upsert(namespace)]);
     for service in 0..services {
