@@ -47,7 +47,12 @@ impl Capture {
     ///
     /// The rules could not be written: nothing gets out that should not, but to be tried again.
     pub fn stop_new(&mut self) -> Result<(), Error> {
-        let own = belongs(&self.netns, &self.addresses)?;
+        let own = match belongs(&self.netns, &self.addresses) {
+            // So does every pod end: the runtime takes its network down before its object goes.
+            // Nothing can be opened there any more.
+            Err(Error::NotThePod { .. }) => return Ok(()),
+            own => own?,
+        };
         let carried = self.carried(&own)?;
         self.write(Mode::Draining, &carried, true)?;
         self.treated.kept.clear();

@@ -308,6 +308,21 @@ fn open_connections_are_reset_if_asked_for() {
 }
 
 #[test]
+fn a_pod_whose_network_is_taken_down_ends_without_complaint() {
+    let net = Net::new();
+    let before = net.state();
+    let mut capture = net.enrol();
+    let listeners = capture.take_listeners();
+    // A container runtime does so before the pod's object is gone.
+    net.inside("ip addr flush dev eth0");
+    capture.stop_new().unwrap();
+    drop(listeners);
+    capture.release().unwrap();
+    let rules = |state: &str| state.contains("adit");
+    assert!(!rules(&net.state()) && !rules(&before), "{}", net.state());
+}
+
+#[test]
 fn drain_lets_live_ones_end_and_release_leaves_nothing() {
     let net = Net::new();
     let before = net.state();
