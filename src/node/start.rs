@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::authorize;
@@ -209,12 +209,6 @@ async fn run_control(
     let (asked, questions) = mpsc::unbounded_channel();
     let socket = config.plugin_socket();
     tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
-    let (over, is_over) = watch::channel(false);
-    if let Some(install) = config.install.clone() {
-        let installed = shared.metrics.daemon.plugin_installed.clone();
-        let keep = plugin::keep(config.clone(), install, installed, is_over);
-        tasks.push(task::spawn("install", keep));
-    }
     let signals = task::ends().map_err(|cause| StartError::System("a signal handler", cause))?;
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
@@ -231,16 +225,20 @@ async fn run_control(
         "node daemon started",
     );
     let control = Control::new(
-        config,
+        config.clone(),
         shared,
         workers.clone(),
         index,
         policies,
         enroller,
         board,
-        over,
     )
     .map_err(|cause| StartError::System("the watch of the API server", cause))?;
+    if let Some(install) = config.install.clone() {
+        let installed = desk.shared.metrics.daemon.plugin_installed.clone();
+        let keep = plugin::keep(config, install, installed, control.over());
+        tasks.push(task::spawn("install", keep));
+    }
     control.run(signals, questions).await;
     for worker in &workers {
         let _ = worker.send(Command::End);

@@ -17,6 +17,7 @@ use crate::node::control::Control;
 const UNMARKING: Duration = Duration::from_secs(3);
 
 /// How far leaving is.
+#[derive(Default)]
 pub(super) struct Leaving {
     /// Tells whoever keeps the plugin installed.
     over: watch::Sender<bool>,
@@ -27,15 +28,6 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    /// Nothing is to be left yet.
-    pub(super) fn new(over: watch::Sender<bool>) -> Self {
-        Self {
-            over,
-            told: None,
-            alone: None,
-        }
-    }
-
     /// The mesh is over.
     pub(super) fn begin(&self) {
         if !self.over.send_replace(true) {
@@ -57,6 +49,11 @@ impl Leaving {
 }
 
 impl Control {
+    /// Tells when the mesh is over, for whoever keeps the plugin installed.
+    pub(crate) fn over(&self) -> watch::Receiver<bool> {
+        self.leaving.over.subscribe()
+    }
+
     /// Whether nothing is left to do on this node, and the daemon was told to end.
     pub(super) fn has_left(&mut self) -> bool {
         if !self.leaving.is_told() || self.pods.entries().next().is_some() {

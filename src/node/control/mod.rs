@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::api;
 use crate::authorize;
@@ -127,7 +127,6 @@ impl Control {
         policies: authorize::Store,
         enroller: Enroller,
         board: Arc<ArcSwap<Board>>,
-        over: watch::Sender<bool>,
     ) -> io::Result<Self> {
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
@@ -156,7 +155,7 @@ impl Control {
             scribe,
             checking: false,
             ending: None,
-            leaving: Leaving::new(over),
+            leaving: Leaving::default(),
             board,
             events,
             received,
