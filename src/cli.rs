@@ -368,6 +368,7 @@ fn offline(
             trust_domain: mesh.trust_domain,
             cluster_domain: mesh.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
+            sandboxed_runtimes: mesh.sandboxed_runtime,
             marking: None,
         },
         root_namespace: mesh.root_namespace,

@@ -24,3 +24,4 @@ mod probes;
 mod processes;
 mod runtime;
 mod search;
+mod transitions;
