@@ -255,6 +255,7 @@ fn object(workload: &Workload) -> Object {
         owner: workload.owner.clone(),
         phase: workload.phase,
         host_network: false,
+        runtime_class: "".into(),
         sidecar: false,
         marked: false,
         terminating: false,

@@ -398,6 +398,7 @@ fn offline(
             trust_domain: mesh.domains.trust_domain,
             cluster_domain: mesh.domains.cluster_domain,
             excluded_namespaces: mesh.exclude_namespace,
+            sandboxed_runtimes: mesh.sandboxed_runtime,
             marking: None,
             home: None,
         },

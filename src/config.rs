@@ -320,6 +320,18 @@ pub struct MeshArgs {
         hide_env_values = true
     )]
     pub exclude_namespace: Vec<String>,
+
+    /// Runtime class whose packets do not pass the pod's namespace, beside those named for Kata and
+    /// gVisor: its pods cannot be captured
+    #[arg(
+        long,
+        env = "ADIT_SANDBOXED_RUNTIME",
+        value_name = "CLASS",
+        value_delimiter = ',',
+        value_parser = dns_name,
+        hide_env_values = true
+    )]
+    pub sandboxed_runtime: Vec<String>,
 }
 
 impl MeshArgs {
@@ -375,6 +387,7 @@ impl NodeArgs {
             cluster_domain: self.mesh.domains.cluster_domain,
             root_namespace: self.mesh.root_namespace,
             excluded_namespaces: self.mesh.exclude_namespace,
+            sandboxed_runtimes: self.mesh.sandboxed_runtime,
             workers: self.workers.map_or_else(workers, usize::from),
             busy_poll: self.busy_poll,
             same_node: self.same_node,

@@ -33,6 +33,14 @@ impl Task {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Aborts the task, and waits until it has dropped all that it held.
+    pub async fn end(mut self) {
+        if let Some(handle) = &mut self.0 {
+            handle.abort();
+            let _ = handle.await;
+        }
+    }
+
     /// Lets the task run on to its own end.
     pub fn detach(mut self) {
         self.0 = None;

@@ -154,6 +154,8 @@ pub enum PodState {
     Failed,
     /// Being released.
     Draining,
+    /// Not captured, because its runtime cannot be; the reason is told.
+    Unsupported,
 }
 
 impl PodState {
@@ -165,6 +167,7 @@ impl PodState {
             Self::Enrolled => "enrolled",
             Self::Failed => "failed",
             Self::Draining => "draining",
+            Self::Unsupported => "unsupported",
         }
     }
 }

@@ -53,6 +53,9 @@ pub struct PodCounts {
     pub failed: usize,
     /// Being released.
     pub draining: usize,
+    /// Not captured, because their runtime cannot be.
+    #[serde(default)]
+    pub unsupported: usize,
 }
 
 /// Certificates by state.

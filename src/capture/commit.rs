@@ -14,6 +14,7 @@ use crate::capture::Error;
 use crate::capture::enrol::{Capture, belongs, families, route_error};
 use crate::capture::existing::{Before, Connection, Existing, Sockets, whole};
 use crate::capture::nft;
+use crate::capture::noted::{Noted, Written};
 use crate::capture::rules;
 use crate::capture::rules::{LOOP, Mode, Rules, SET_NAMES, TABLE, is_draining, read_connections};
 use crate::mesh::Family;
@@ -195,17 +196,16 @@ impl Capture {
             connections,
             held,
         };
-        nft::commit(&self.netns, &rules.transaction())?;
+        let written = Written::commit(&self.netns, rules.transaction())?;
+        // What names connections is like no other.
+        self.written = connections.is_empty().then_some(written);
         self.mode = mode;
         Ok(())
     }
 
     /// Notes how the kernel has the rules, to compare with later.
     fn note(&mut self) -> Result<(), Error> {
-        // The number first: a change between the two is then one that `verify` looks into.
-        self.noted.generation = netlink::generation(&self.netns)
-            .map_err(Error::kernel("ask for the rules' generation"))?;
-        self.noted.listing = nft::table(&self.netns)?.unwrap_or_default();
+        self.noted = Noted::of(&self.netns, self.written.take())?;
         Ok(())
     }
 

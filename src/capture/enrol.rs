@@ -12,6 +12,7 @@ use std::path::Path;
 use crate::capture::commit::{before, connections, end};
 use crate::capture::existing::{Before, Existing, Sockets, Treated};
 use crate::capture::nft;
+use crate::capture::noted::{Noted, Written};
 use crate::capture::rules::{LOOP, Mode, Rules, TABLE};
 use crate::capture::{Error, Port, WorkerListeners};
 use crate::mesh::Family;
@@ -51,6 +52,8 @@ pub struct Capture {
     pub(crate) mode: Mode,
     pub(crate) slots: Vec<Slot>,
     pub(crate) noted: Noted,
+    /// What was written last, until it is noted.
+    pub(crate) written: Option<Written>,
     fresh: Vec<WorkerListeners>,
     pub(crate) treated: Treated,
 }
@@ -62,13 +65,6 @@ pub(crate) struct Slot {
     pub(crate) port: Port,
     pub(crate) family: Family,
     pub(crate) inode: u32,
-}
-
-/// What the kernel said of the rules after they were written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Noted {
-    pub(crate) listing: String,
-    pub(crate) generation: u32,
 }
 
 /// Puts the pod behind `netns`, which has these `addresses`, under capture.
@@ -95,6 +91,7 @@ pub fn enrol(netns: &Netns, addresses: &[IpAddr], options: &Options) -> Result<C
         mode: Mode::Full,
         slots: Vec::new(),
         noted: Noted::default(),
+        written: None,
         fresh: workers(options.workers),
         treated: Treated::default(),
     };

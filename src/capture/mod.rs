@@ -18,6 +18,7 @@ mod enrol;
 mod existing;
 mod find;
 mod nft;
+mod noted;
 mod probe;
 mod rules;
 mod verify;

@@ -98,7 +98,8 @@ const NEEDS: [Need; 6] = [
         module: "nf_tables",
         option: "CONFIG_NF_TABLES",
         rules: "set s { type ipv4_addr; size 1; flags dynamic; }\n\
-                chain a { type filter hook output priority mangle; delete @s { ip saddr }; }",
+                set t { type ipv4_addr; size 1; flags dynamic,timeout; timeout 1s; }\n\
+                chain a { type filter hook output priority mangle; delete @s { ip saddr }; add @t { ip saddr }; }",
     },
 ];
 

@@ -20,9 +20,12 @@
 //! - **Our mark is cleared on `lo`**, or, with `tcp_fwmark_accept`, the application's sockets would
 //!   inherit it and not be captured.
 //! - **`fib daddr type local`** tells what is local, so that addresses added later count at once.
-//! - **Nothing that arrives is rejected** by a rule: the reset would be turned round like everything
-//!   that leaves. A call from outside to a port of ours is captured, and refused by
+//! - **Nothing else that arrives is rejected** by a rule: the reset would be turned round like
+//!   everything that leaves. A call from outside to a port of ours is captured, and refused by
 //!   [`accept`](crate::capture::accept()).
+//! - **A port at which nobody listens is refused here** (`asked`), because a listener of ours would
+//!   accept for it: kubelet's `tcpSocket` probes only connect, and would find every application
+//!   well. The set of what was just refused lets the reset out.
 //! - **Exceptions are for connections, not for addresses**: a request for a new connection between
 //!   the same ends is never spared, and takes the exception away.
 //! - No NAT and no conntrack expression: either would start connection tracking in the pod.
@@ -144,16 +147,22 @@ impl Rules<'_> {
         let mut out = own_accepted();
         out += "fib daddr type local jump own\n";
         out += &self.spared(Side::Leaving);
+        for set in self.refused() {
+            let (name, key) = (set.refused, set.key(Side::Leaving));
+            let _ = writeln!(out, "tcp flags & rst == rst {key} @{name} accept");
+        }
         out += &format!("meta l4proto tcp {}\n", mark_captured());
 
         let mut arriving = self.spared(Side::Arriving);
         arriving += &format!("tcp dport {tunnel} jump tunnel\n");
+        arriving += &format!("{SYN} jump asked\n");
         arriving += &self.tproxy(Port::Inbound);
         arriving += "drop\n";
 
         own_ports()
             + &chain("out", OUT, &out)
             + &chain("tunnel", "", &(self.tproxy(Port::Tunnel) + "drop\n"))
+            + &chain("asked", "", &self.asked())
             + &chain("inbound", "", &arriving)
             + &chain(
                 "pre",
@@ -164,6 +173,24 @@ impl Rules<'_> {
                      meta l4proto tcp fib daddr type local jump inbound\n"
                 ),
             )
+    }
+
+    /// Refuses a request for a connection to a port at which nobody listens. Either value of
+    /// `transparent` means that there is a socket. What finds no room in the set is captured.
+    fn asked(&self) -> String {
+        let mut text = "socket transparent 0 return\nsocket transparent 1 return\n".to_owned();
+        for set in self.refused() {
+            let (name, key) = (set.refused, set.key(Side::Arriving));
+            let _ = writeln!(text, "add @{name} {{ {key} }} reject with tcp reset");
+        }
+        text
+    }
+
+    /// The families of which requests are refused.
+    fn refused(&self) -> impl Iterator<Item = &'static Set> {
+        let v6 = self.v6;
+        SETS.iter()
+            .filter(move |set| v6 || set.family == Family::V4)
     }
 
     /// The hooks of [`Mode::Draining`].
@@ -290,6 +317,19 @@ impl Rules<'_> {
             }
             text += "\t}\n";
         }
+        if self.mode == Mode::Full {
+            for Set {
+                refused, address, ..
+            } in self.refused()
+            {
+                // The reset leaves before the rule that calls for it has ended.
+                let _ = write!(
+                    text,
+                    "\tset {refused} {{\n\t\ttype {address} . inet_service . {address} . inet_service\n\
+                     \t\tsize 4096\n\t\tflags dynamic,timeout\n\t\ttimeout 1s\n\t}}\n"
+                );
+            }
+        }
         text
     }
 
@@ -310,7 +350,10 @@ enum Side {
 /// A family, and the set that holds its exceptions.
 #[derive(Clone, Copy)]
 struct Set {
+    /// Of the set of exceptions.
     name: &'static str,
+    /// Of the set of what was just refused.
+    refused: &'static str,
     family: Family,
     address: &'static str,
     protocol: &'static str,
@@ -324,6 +367,7 @@ pub(crate) const SET_NAMES: [&str; 2] = [SETS[0].name, SETS[1].name];
 const SETS: [Set; 2] = [
     Set {
         name: "known4",
+        refused: "refused4",
         family: Family::V4,
         address: "ipv4_addr",
         protocol: "ip",
@@ -332,6 +376,7 @@ const SETS: [Set; 2] = [
     },
     Set {
         name: "known6",
+        refused: "refused6",
         family: Family::V6,
         address: "ipv6_addr",
         protocol: "ip6",

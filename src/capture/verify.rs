@@ -103,7 +103,7 @@ impl Capture {
         let generation = netlink::generation(&self.netns)
             .map_err(Error::kernel("ask for the rules' generation"))?;
         if generation != self.noted.generation
-            && nft::table(&self.netns)?.as_deref() != Some(self.noted.listing.as_str())
+            && nft::table(&self.netns)?.as_deref() != Some(&*self.noted.listing)
         {
             return Err(Drift::Rules);
         }

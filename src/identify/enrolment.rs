@@ -8,10 +8,16 @@
 //! 4. a pod label `KEY=none`, for any enrolment label's key, opts out, whatever else says so;
 //! 5. no enrolment label `KEY=VALUE` on the pod, and none on its namespace: no;
 //! 6. a finished pod has nothing left to carry: no;
-//! 7. otherwise the pod is enrolled.
+//! 7. a runtime whose packets do not pass the namespace's network stack: it cannot be, and people
+//!    are told;
+//! 8. otherwise the pod is enrolled.
 //!
 //! A pod that is terminating stays enrolled: it carries traffic to the end. Any other value of the
-//! label on a pod neither opts in nor out. A namespace that is not known (yet) has no labels.
+//! label on a pod neither opts in nor out; [`Settings::unknown_label`] finds it, for people to be
+//! told. A namespace that is not known (yet) has no labels.
+//!
+//! A sandboxed runtime is known by its class alone. Kata moves frames between the interface and
+//! its machine below netfilter; gVisor has a network stack of its own.
 
 use crate::identify::Settings;
 use crate::mesh::{Bypass, Enrolment, Labels, Phase};
@@ -23,6 +29,32 @@ pub const DEFAULT_LABEL: (&str, &str) = ("adit.mesh/mode", "ambient");
 /// The value with which a pod opts out.
 const OPT_OUT: &str = "none";
 
+/// What the names of the classes of sandboxed runtimes hold.
+const SANDBOXED: [&str; 3] = ["kata", "gvisor", "runsc"];
+
+impl Settings {
+    /// Whether pods of this runtime class cannot be captured.
+    #[must_use]
+    pub fn is_sandboxed(&self, class: &str) -> bool {
+        let said = |known: &str| class.to_ascii_lowercase().contains(known);
+        !class.is_empty()
+            && (SANDBOXED.iter().any(|known| said(known))
+                || self.sandboxed_runtimes.iter().any(|known| known == class))
+    }
+
+    /// An enrolment label among `labels` that neither enrols nor opts out, and what it says: most
+    /// often somebody has mistyped it.
+    #[must_use]
+    pub fn unknown_label<'a>(&'a self, labels: &'a Labels) -> Option<(&'a str, &'a str)> {
+        self.enrol_labels.iter().find_map(|(key, _)| {
+            let value = labels.get(key)?;
+            let mut known = self.enrol_labels.iter().filter(|(other, _)| other == key);
+            let is_known = **value == *OPT_OUT || known.any(|(_, known)| **known == **value);
+            (!is_known).then_some((key.as_str(), &**value))
+        })
+    }
+}
+
 /// What the predicate asks of a pod, in whatever form it is held.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
@@ -31,6 +63,7 @@ pub(super) struct Facts<'a> {
     pub(super) phase: Phase,
     pub(super) host_network: bool,
     pub(super) sidecar: bool,
+    pub(super) sandboxed: bool,
 }
 
 /// Whether the mesh carries `pod`, whose namespace has these labels.
@@ -42,6 +75,7 @@ pub fn enrolment(pod: &Pod, namespace_labels: &Labels, settings: &Settings) -> E
         phase: pod.phase,
         host_network: pod.host_network,
         sidecar: pod.sidecar,
+        sandboxed: settings.is_sandboxed(&pod.runtime_class),
     };
     decide(facts, namespace_labels, settings)
 }
@@ -54,6 +88,7 @@ pub(super) fn enrols(namespace: &str, labels: &Labels, settings: &Settings) -> b
         phase: Phase::Running,
         host_network: false,
         sidecar: false,
+        sandboxed: false,
     };
     decide(nothing, labels, settings) == Enrolment::Enrolled
 }
@@ -78,6 +113,8 @@ pub(super) fn decide(pod: Facts<'_>, namespace_labels: &Labels, settings: &Setti
         Enrolment::Bypass(Bypass::NotLabelled)
     } else if pod.phase == Phase::Finished {
         Enrolment::Bypass(Bypass::Finished)
+    } else if pod.sandboxed {
+        Enrolment::Bypass(Bypass::SandboxedRuntime)
     } else {
         Enrolment::Enrolled
     }
@@ -89,7 +126,7 @@ mod tests {
     use crate::mesh::TrustDomain;
     use std::sync::Arc;
 
-    const FACTS: &str = "host_network sidecar finished";
+    const FACTS: &str = "host_network sidecar finished sandboxed";
 
     /// Labels are written `key=value`; the facts as words of [`FACTS`].
     fn check(namespace: &str, namespace_labels: &str, pod: &str, expect: Result<(), Bypass>) {
@@ -101,9 +138,6 @@ mod tests {
             assert!(FACTS.contains(fact));
             pod.split(' ').any(|word| word == fact)
         };
-        let mut settings = Settings::new(TrustDomain::parse("cluster.local").unwrap());
-        let field = ("istio.io/dataplane-mode".to_owned(), "ambient".to_owned());
-        settings.enrol_labels.push(field);
         let facts = Facts {
             namespace,
             labels: &labels(pod),
@@ -114,9 +148,10 @@ mod tests {
             },
             host_network: says("host_network"),
             sidecar: says("sidecar"),
+            sandboxed: says("sandboxed"),
         };
         let expect = expect.map_or_else(Enrolment::Bypass, |()| Enrolment::Enrolled);
-        let got = decide(facts, &labels(namespace_labels), &settings);
+        let got = decide(facts, &labels(namespace_labels), &settings());
         assert_eq!(got, expect, "{namespace} [{namespace_labels}] [{pod}]");
     }
 
@@ -148,9 +183,62 @@ mod tests {
         check("shop", "adit.mesh/mode=none", ON, Ok(()));
         check("shop", ON, "finished", Err(Bypass::Finished));
         check("shop", "", "finished", Err(Bypass::NotLabelled));
+        check("shop", ON, "sandboxed", Err(Bypass::SandboxedRuntime));
+        check("shop", "", "sandboxed", Err(Bypass::NotLabelled));
+        check("shop", ON, "sandboxed finished", Err(Bypass::Finished));
         check("shop", ON, "sidecar finished", Err(Bypass::Sidecar));
         check("shop", ON, "host_network sidecar", Err(Bypass::HostNetwork));
         check("kube-system", ON, ON, Err(Bypass::ExcludedNamespace));
         check("kube-system", "", "host_network", Err(Bypass::HostNetwork));
+    }
+
+    fn settings() -> Settings {
+        let mut settings = Settings::new(TrustDomain::parse("cluster.local").unwrap());
+        let field = ("istio.io/dataplane-mode".to_owned(), "ambient".to_owned());
+        settings.enrol_labels.push(field);
+        settings.sandboxed_runtimes.push("secret".to_owned());
+        settings
+    }
+
+    #[test]
+    fn sandboxed_runtimes_are_known_by_their_classes() {
+        for (class, expect) in [
+            ("", false),
+            ("runc", false),
+            ("nvidia", false),
+            ("crun-wasm", false),
+            ("kata", true),
+            ("kata-qemu", true),
+            ("Kata-mshv-vm-isolation", true),
+            ("gvisor", true),
+            ("runsc-kvm", true),
+            ("secret", true),
+            ("secrets", false),
+        ] {
+            assert_eq!(settings().is_sandboxed(class), expect, "{class}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_says_nothing_known_is_found() {
+        for (text, expect) in [
+            ("", None),
+            ("app=web", None),
+            ("adit.mesh/mode=ambient", None),
+            ("adit.mesh/mode=none", None),
+            (
+                "adit.mesh/mode=ambeint",
+                Some(("adit.mesh/mode", "ambeint")),
+            ),
+            ("adit.mesh/mode=", Some(("adit.mesh/mode", ""))),
+            (
+                "adit.mesh/mode=ambient istio.io/dataplane-mode=Ambient",
+                Some(("istio.io/dataplane-mode", "Ambient")),
+            ),
+        ] {
+            let pairs = text.split(' ').filter_map(|word| word.split_once('='));
+            let labels = Labels::new(pairs.map(|(k, v)| (Arc::from(k), Arc::from(v))));
+            assert_eq!(settings().unknown_label(&labels), expect, "{text}");
+        }
     }
 }

@@ -84,6 +84,21 @@ impl Index {
             .map(|(name, labels)| (name, enrols(name, labels, &self.settings)))
     }
 
+    /// The namespaces with an enrolment label that says nothing known, and what it says.
+    pub fn mislabelled(&self) -> impl Iterator<Item = (&Arc<str>, &str, &str)> {
+        let unknown = |(name, labels)| {
+            let (key, value) = self.settings.unknown_label(labels)?;
+            Some((name, key, value))
+        };
+        self.namespaces.iter().filter_map(unknown)
+    }
+
+    /// An enrolment label of these that says nothing known, and what it says.
+    #[must_use]
+    pub fn unknown_label<'a>(&'a self, labels: &'a Labels) -> Option<(&'a str, &'a str)> {
+        self.settings.unknown_label(labels)
+    }
+
     /// Takes changes in, in their order, and says which could not be. Policies are not its own:
     /// they are passed over.
     ///
@@ -166,7 +181,16 @@ impl Index {
             cause,
         })?;
         let workload = self.workload(pod, identity);
-        let fresh = |workload| Record::new(workload, pod.created, pod.terminating, pod.sidecar);
+        let sandboxed = self.settings.is_sandboxed(&pod.runtime_class);
+        let fresh = |workload| {
+            let Pod {
+                created,
+                terminating,
+                sidecar,
+                ..
+            } = *pod;
+            Record::new(workload, created, terminating, sidecar, sandboxed)
+        };
         let old = self.state.record(&pod.namespace, &pod.name).cloned();
         let Some(old) = old else {
             self.identities.retain(pod, &workload.identity);
@@ -346,5 +370,6 @@ fn facts(record: &Record) -> Facts<'_> {
         phase: workload.phase,
         host_network: workload.host_network,
         sidecar: record.sidecar(),
+        sandboxed: record.sandboxed(),
     }
 }

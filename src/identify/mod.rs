@@ -39,6 +39,9 @@ pub struct Settings {
     pub enrol_labels: Vec<(String, String)>,
     /// Namespaces whose pods are never enrolled.
     pub excluded_namespaces: Vec<String>,
+    /// Runtime classes that are known to take packets past the namespace, beside those whose names
+    /// say so.
+    pub sandboxed_runtimes: Vec<String>,
     /// Our node, where each node marks the pods that it has captured, and so a pod of another one
     /// is reached by tunnel if it is marked; `None` where enrolment says it all.
     pub marking: Option<String>,
@@ -58,6 +61,7 @@ impl Settings {
             cluster_domain: "cluster.local".to_owned(),
             enrol_labels: vec![(key.to_owned(), value.to_owned())],
             excluded_namespaces: vec!["kube-system".to_owned()],
+            sandboxed_runtimes: Vec::new(),
             marking: None,
             home: None,
         }

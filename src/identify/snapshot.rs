@@ -16,7 +16,7 @@ use crate::mesh::{Family, Service, ServicePort, Workload, canonical_ip};
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub(super) workload: Arc<Workload>,
-    /// The digits of its creation (`source::Pod::created`) over two bits, to save eight bytes.
+    /// The digits of its creation (`source::Pod::created`) over three bits, to save eight bytes.
     packed: u64,
 }
 
@@ -26,15 +26,17 @@ impl Record {
         created: u64,
         terminating: bool,
         sidecar: bool,
+        sandboxed: bool,
     ) -> Self {
+        let bits = u64::from(sandboxed) << 2 | u64::from(terminating) << 1 | u64::from(sidecar);
         Self {
             workload,
-            packed: created << 2 | u64::from(terminating) << 1 | u64::from(sidecar),
+            packed: created << 3 | bits,
         }
     }
 
     pub(super) fn created(&self) -> u64 {
-        self.packed >> 2
+        self.packed >> 3
     }
 
     pub(super) fn terminating(&self) -> bool {
@@ -43,6 +45,10 @@ impl Record {
 
     pub(super) fn sidecar(&self) -> bool {
         self.packed & 1 != 0
+    }
+
+    pub(super) fn sandboxed(&self) -> bool {
+        self.packed & 4 != 0
     }
 
     /// Whether all that is held beside the workload is alike.

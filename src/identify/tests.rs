@@ -58,6 +58,7 @@ fn pod(name: &str, node: &str, ips: &[&str]) -> Pod {
         },
         phase: Phase::Running,
         host_network: false,
+        runtime_class: "".into(),
         sidecar: false,
         marked: false,
         terminating: false,

@@ -33,6 +33,7 @@ pub(crate) fn screen(status: &Status) -> String {
             (pods.pending, "pending"),
             (pods.failed, "failed"),
             (pods.draining, "draining"),
+            (pods.unsupported, "unsupported"),
         ]),
     );
     line(

@@ -150,6 +150,9 @@ pub enum Bypass {
     Finished,
     /// Its namespace is excluded.
     ExcludedNamespace,
+    /// Its runtime takes its packets past the network namespace (Kata, gVisor): nothing there can
+    /// capture it.
+    SandboxedRuntime,
 }
 
 impl Bypass {
@@ -163,6 +166,7 @@ impl Bypass {
             Self::Sidecar => "sidecar",
             Self::Finished => "finished",
             Self::ExcludedNamespace => "excluded_namespace",
+            Self::SandboxedRuntime => "sandboxed_runtime",
         }
     }
 }

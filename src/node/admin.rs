@@ -80,6 +80,7 @@ impl Admin for Desk {
                 pending: pods(api::PodState::Pending),
                 failed: pods(api::PodState::Failed),
                 draining: pods(api::PodState::Draining),
+                unsupported: pods(api::PodState::Unsupported),
             },
             certificates: api::CertificateCounts {
                 valid: with("valid"),

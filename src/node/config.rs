@@ -48,6 +48,8 @@ pub struct Config {
     pub enrol_labels: Vec<(String, String)>,
     /// Namespaces that are never enrolled.
     pub excluded_namespaces: Vec<String>,
+    /// Runtime classes of which it is known that their pods cannot be captured.
+    pub sandboxed_runtimes: Vec<String>,
     /// Where the CNI plugin is kept installed, if anywhere.
     pub install: Option<Install>,
     /// The directory of sockets and state that need not outlive a boot.

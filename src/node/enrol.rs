@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,27 @@ const LOOPBACK: Duration = Duration::from_secs(3);
 
 /// How a sentence about a pod that was searched for in vain begins.
 pub(crate) const NOT_FOUND: &str = "its network namespace was not found";
+
+/// Tells an enrolment that is under way that it is of no more use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(crate) fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.is_stopped() {
+            return Err("it was given up: the pod is gone, or elsewhere".to_owned());
+        }
+        Ok(())
+    }
+}
 
 /// A captured pod's hold on the kernel.
 pub(crate) struct Held {
@@ -96,7 +117,7 @@ impl Enroller {
     }
 
     /// Captures a pod; one that is to be searched for must have been found. Of a `fresh` one it is
-    /// known that nothing runs in it yet.
+    /// known that nothing runs in it yet. What it waits for ends with `stop`.
     ///
     /// # Errors
     ///
@@ -106,20 +127,21 @@ impl Enroller {
         pod: Wanted,
         found: Option<Netns>,
         fresh: bool,
+        stop: Stop,
     ) -> Result<Enrolled, String> {
         let options = capture::Options {
             fresh,
             ..self.options
         };
         self.blocking("enrol", move || {
+            stop.check()?;
             let netns = match (&pod.place, found) {
                 (_, Some(netns)) => netns,
                 (Place::Held(netns), None) => netns.clone(),
                 (Place::Path(path), None) => open(path)?,
                 (Place::Search, None) => return Err("it was not searched for".to_owned()),
             };
-            let mut capture =
-                enrol(&netns, &pod, &options).map_err(|error| Causes(&error).to_string())?;
+            let mut capture = enrol(&netns, &pod, &options, &stop)?;
             let listeners = capture.take_listeners();
             Ok(Enrolled {
                 held: Held::new(netns, capture),
@@ -239,14 +261,16 @@ fn enrol(
     netns: &Netns,
     pod: &Wanted,
     options: &capture::Options,
-) -> Result<Capture, capture::Error> {
+    stop: &Stop,
+) -> Result<Capture, String> {
     let until = Instant::now() + LOOPBACK;
     loop {
         match capture::enrol(netns, &pod.ips, options) {
             Err(capture::Error::NoLoopback) if options.fresh && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(5));
+                stop.check()?;
             }
-            done => return done,
+            done => return done.map_err(|error| Causes(&error).to_string()),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::api;
 use crate::authorize::Policies;
 use crate::causes::Causes;
 use crate::identify::Snapshot;
-use crate::mesh::{Direction, Phase, Service, Workload};
+use crate::mesh::{Bypass, Direction, Phase, Service, Workload};
 use crate::node::enrol::Held;
 use crate::node::pods::{Entry, State};
 use crate::node::worker::Worker;
@@ -133,6 +133,26 @@ fn seconds(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
+
+/// A pod of this node that is to be captured and cannot be, by its runtime.
+pub(crate) fn unsupported(pod: &Workload) -> api::Pod {
+    api::Pod {
+        uid: pod.uid.to_string(),
+        namespace: pod.namespace.to_string(),
+        name: pod.name.to_string(),
+        identity: pod.identity.to_string(),
+        ips: pod.ips.to_vec(),
+        state: api::PodState::Unsupported,
+        reason: Bypass::SandboxedRuntime.reason().to_owned(),
+        error: SANDBOXED.to_owned(),
+        ..api::Pod::default()
+    }
+}
+
+/// What people are told of a pod with a sandboxed runtime.
+pub(crate) const SANDBOXED: &str = "its runtime class takes its packets past the network namespace, so that it cannot be captured: it sends \
+     and receives in clear, and no policy is enforced for it; give it another runtime class, or opt it \
+     out with the label adit.mesh/mode=none";
 
 /// A pod of this node that is captured or is to be.
 pub(crate) fn pod(entry: &Entry, held: Option<&Held>, world: &World) -> api::Pod {

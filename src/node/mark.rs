@@ -27,6 +27,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// How often, at most, a pod gets an event.
 const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
+/// How often people are told again of what stays as it is: about as long as events are kept.
+const AGAIN: Duration = Duration::from_secs(60 * 60);
+/// The reason of an event about a pod that could not be captured.
+const NOT_CAPTURED: &str = "NotCaptured";
 /// Writes at the same time.
 const AT_ONCE: usize = 8;
 /// How long one write may take.
@@ -46,8 +50,23 @@ pub(crate) struct Note {
 pub(crate) enum What {
     /// Whether it is captured.
     Captured(bool),
-    /// Why it is not, for people.
-    Warning(String),
+    /// What is wrong with it, for people.
+    Warning {
+        /// The event's reason, one word.
+        reason: &'static str,
+        message: String,
+    },
+}
+
+/// What people are told of a pod that is as its labels and its runtime make it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Advice {
+    pub(crate) uid: Arc<str>,
+    /// `namespace/name`.
+    pub(crate) name: Arc<str>,
+    /// The event's reason, one word.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
 }
 
 /// Why a note was not written.
@@ -77,7 +96,15 @@ pub(crate) trait Scribe: Send + Sync {
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     pods: HashMap<Arc<str>, Marked>,
+    advice: HashMap<(Arc<str>, &'static str), Advised>,
     under_way: usize,
+}
+
+#[derive(Debug)]
+struct Advised {
+    advice: Advice,
+    due: Instant,
+    busy: bool,
 }
 
 #[derive(Debug)]
@@ -164,6 +191,22 @@ impl Marks {
         self.pods.is_empty()
     }
 
+    /// All that people are to be told of our pods now.
+    pub(crate) fn advise(&mut self, all: Vec<Advice>, now: Instant) {
+        let mut before = std::mem::take(&mut self.advice);
+        for advice in all {
+            let key = (advice.uid.clone(), advice.reason);
+            let known = before.remove(&key);
+            let known = known.filter(|known| known.advice == advice);
+            let fresh = || Advised {
+                advice,
+                due: now,
+                busy: false,
+            };
+            self.advice.insert(key, known.unwrap_or_else(fresh));
+        }
+    }
+
     /// What is to be written now. Each note must be answered by [`Marks::done`].
     pub(crate) fn due(&mut self, now: Instant) -> Vec<Note> {
         let mut notes = Vec::new();
@@ -173,9 +216,10 @@ impl Marks {
             }
             let what = if marked.said != Some(marked.captured) && marked.due <= now {
                 What::Captured(marked.captured)
-            } else if let Some(warning) = marked.warning.take() {
+            } else if let Some(message) = marked.warning.take() {
                 marked.warned = Some(now);
-                What::Warning(warning)
+                let reason = NOT_CAPTURED;
+                What::Warning { reason, message }
             } else {
                 continue;
             };
@@ -186,6 +230,21 @@ impl Marks {
                 name: marked.name.clone(),
                 what,
             });
+        }
+        for advised in self.advice.values_mut() {
+            if advised.busy || advised.due > now || self.under_way >= AT_ONCE {
+                continue;
+            }
+            advised.busy = true;
+            self.under_way += 1;
+            let Advice {
+                uid,
+                name,
+                reason,
+                message,
+            } = advised.advice.clone();
+            let what = What::Warning { reason, message };
+            notes.push(Note { uid, name, what });
         }
         notes
     }
@@ -198,6 +257,15 @@ impl Marks {
         now: Instant,
     ) -> bool {
         self.under_way = self.under_way.saturating_sub(1);
+        if let What::Warning { reason, .. } = note.what
+            && reason != NOT_CAPTURED
+        {
+            if let Some(advised) = self.advice.get_mut(&(note.uid.clone(), reason)) {
+                advised.busy = false;
+                advised.due = now + if written.is_ok() { AGAIN } else { LAST_RETRY };
+            }
+            return false;
+        }
         let Some(marked) = self.pods.get_mut(&note.uid) else {
             return false;
         };
@@ -209,7 +277,7 @@ impl Marks {
                 false
             }
             // An event that is lost is said again when its time comes.
-            (_, What::Warning(_)) => false,
+            (_, What::Warning { .. }) => false,
             (Err(_), What::Captured(_)) => {
                 let wait = FIRST_RETRY * 2_u32.saturating_pow(marked.failures.min(10));
                 marked.due = now + wait.min(LAST_RETRY);
@@ -248,7 +316,7 @@ impl ApiScribe {
                 let how = PatchParams::default();
                 pods.patch_status(name, &how, &patch).await.map(drop)
             }
-            What::Warning(why) => match self.event(note, namespace, name, why) {
+            What::Warning { reason, message } => match self.event(note, reason, message) {
                 Ok(event) => {
                     let events = Api::<Event>::namespaced(client, namespace);
                     let how = PostParams::default();
@@ -267,13 +335,8 @@ impl ApiScribe {
         })
     }
 
-    fn event(
-        &self,
-        note: &Note,
-        namespace: &str,
-        name: &str,
-        why: &str,
-    ) -> Result<Event, serde_json::Error> {
+    fn event(&self, note: &Note, reason: &str, why: &str) -> Result<Event, serde_json::Error> {
+        let (namespace, name) = note.name.split_once('/').unwrap_or(("", &note.name));
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         // The API server takes at most 1024 bytes.
         let mut end = why.len().min(1000);
@@ -287,7 +350,7 @@ impl ApiScribe {
                 "namespace": namespace, "name": name, "uid": note.uid,
             },
             "type": "Warning",
-            "reason": "NotCaptured",
+            "reason": reason,
             "message": &why[..end],
             "source": { "component": "adit", "host": &*self.node },
             "reportingComponent": "adit",
@@ -426,7 +489,10 @@ mod tests {
         }
         let notes = marks.due(t);
         assert_eq!(notes.len(), AT_ONCE);
-        let warning = What::Warning("port taken".into());
+        let warning = What::Warning {
+            reason: NOT_CAPTURED,
+            message: "port taken".into(),
+        };
         assert!(notes.iter().all(|note| note.what == warning));
         for note in &notes {
             marks.done(note, &Ok(()), t);
@@ -434,5 +500,33 @@ mod tests {
         }
         let again = marks.due(t);
         assert!(again.iter().all(|note| !notes.contains(note)));
+    }
+
+    #[test]
+    fn advice_is_given_once_an_hour_and_no_more_when_it_is_taken() {
+        let t = Instant::now();
+        let mut marks = Marks::default();
+        let advice = |message: &str| Advice {
+            uid: "a".into(),
+            name: "ns/a".into(),
+            reason: "UnknownLabelValue",
+            message: message.into(),
+        };
+        marks.advise(vec![advice("one")], t);
+        let notes = marks.due(t);
+        assert_eq!(notes.len(), 1);
+        assert!(marks.due(t).is_empty(), "it is under way");
+        marks.done(&notes[0], &Ok(()), t);
+        marks.advise(vec![advice("one")], t);
+        assert!(marks.due(t + LAST_RETRY).is_empty(), "it was said");
+        let again = marks.due(t + AGAIN);
+        assert_eq!(again.len(), 1);
+        marks.done(&again[0], &REFUSED, t + AGAIN);
+        assert_eq!(marks.due(t + AGAIN + LAST_RETRY).len(), 1, "it was lost");
+        marks.advise(vec![advice("another")], t);
+        assert_eq!(marks.due(t).len(), 1, "it is another");
+        marks.advise(Vec::new(), t);
+        assert!(marks.due(t + AGAIN * 9).is_empty());
+        assert_eq!(marks.advice.len(), 0);
     }
 }

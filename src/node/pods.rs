@@ -3,7 +3,7 @@
 //! ```text
 //!              want                    enrolled
 //!  (unknown) ───────▶ Pending ─▶ Busy ──────────▶ Captured ◀─┐ verified
-//!                        ▲         │ failed          │ │     │
+//!                        ▲         │ failed, given up│ │     │
 //!                        └─ wait ──┘                 │ └─────┘
 //!                                        not wanted  ▼
 //!                     (unknown) ◀── Busy ◀───── Draining ──▶ wanted again: Pending (enrol anew)
@@ -72,6 +72,9 @@ pub(crate) struct Wanted {
 pub(crate) enum Action {
     /// Capture the pod: listeners, then rules.
     Enrol(Wanted),
+    /// What is under way to capture the pod is of no more use. It is answered as it would have
+    /// been, only sooner; not by this.
+    GiveUp(Arc<str>),
     /// Capture nothing new, let live connections run.
     Drain(Arc<str>),
     /// Leave the namespace as it was found.
@@ -120,6 +123,8 @@ pub(crate) struct Entry {
     last_error: Option<String>,
     /// Abandon before enrolling again, because the namespace is another one now.
     moved: bool,
+    /// What is under way was told that it is of no more use.
+    given_up: bool,
     /// Its sandbox went, and until then nobody waits for another.
     without_sandbox: Option<Instant>,
 }
@@ -238,8 +243,13 @@ impl Pods {
                     entry.without_sandbox = None;
                 }
             }
-            Outcome::Failed(why) => {
+            // It was for something else than what is wanted now, and says nothing of that.
+            Outcome::Failed(_) if entry.moved || entry.given_up => {
                 entry.moved = false;
+                entry.state = State::Pending;
+                entry.due = Some(entry.without_sandbox.unwrap_or(now));
+            }
+            Outcome::Failed(why) => {
                 entry.without_sandbox = None;
                 let wait = FIRST_RETRY * 2_u32.saturating_pow(entry.failures.min(10));
                 entry.state = State::Pending;
@@ -257,12 +267,14 @@ impl Pods {
                 entry.due = Some(entry.without_sandbox.unwrap_or(now));
             }
         }
+        entry.given_up = false;
         if !entry.still_wanted && entry.state == State::Pending {
             self.entries.remove(uid);
         }
     }
 
-    /// What is to be done now. Each action must be answered by [`Pods::done`].
+    /// What is to be done now. Each action but [`Action::GiveUp`] must be answered by
+    /// [`Pods::done`].
     pub(crate) fn due(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut forgotten = Vec::new();
@@ -338,6 +350,7 @@ impl Entry {
             failures: 0,
             last_error: None,
             moved: false,
+            given_up: false,
             without_sandbox: None,
         }
     }
@@ -375,6 +388,11 @@ impl Entry {
             (State::Captured, false) => {
                 actions.push(Action::Drain(uid));
                 self.state = State::Releasing;
+            }
+            // The pod is gone, or elsewhere: what is under way may have long to wait for.
+            (State::Enrolling, wanted) if !self.given_up && (self.moved || !wanted) => {
+                actions.push(Action::GiveUp(uid));
+                self.given_up = true;
             }
             // Wanted again while it drains: enrolling anew replaces the rules in one step.
             (State::Draining, true) => {
@@ -514,7 +532,9 @@ mod tests {
         pods.want(vec![pod("a", "/a"), pod("b", "/b")], t);
         pods.due(t);
         pods.want(vec![], t);
-        assert!(pods.due(t).is_empty());
+        let given_up = ["a", "b"].map(|uid| Action::GiveUp(uid.into()));
+        assert_eq!(pods.due(t), given_up);
+        assert!(pods.due(t).is_empty(), "it is told once");
         pods.done("a", Outcome::Enrolled, t);
         pods.done("b", Outcome::Failed("gone".into()), t);
         assert_eq!(pods.due(t), vec![Action::Drain("a".into())]);
@@ -528,16 +548,46 @@ mod tests {
         pods.want(vec![pod("a", "/old")], t);
         pods.due(t);
         pods.want(vec![pod("a", "/new")], t);
+        assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
         pods.done("a", Outcome::Enrolled, t);
         assert_eq!(pods.due(t), vec![Action::Abandon("a".into())]);
         pods.done("a", Outcome::Released, t);
         assert_eq!(pods.due(t), vec![Action::Enrol(pod("a", "/new"))]);
         pods.want(vec![pod("a", "/newer")], t);
-        pods.done("a", Outcome::Failed("gone".into()), t);
-        assert_eq!(
-            pods.due(at(t, 500)),
-            vec![Action::Enrol(pod("a", "/newer"))]
-        );
+        assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
+        pods.done("a", Outcome::Failed("given up".into()), t);
+        assert_eq!(pods.waiting().next().unwrap().last_error(), None);
+        let at_once = vec![Action::Enrol(pod("a", "/newer"))];
+        assert_eq!(pods.due(t), at_once, "what failed was for another place");
+        pods.done("a", Outcome::Failed("port taken".into()), t);
+        assert!(pods.due(t).is_empty(), "this one is its own");
+    }
+
+    #[test]
+    fn a_pod_wanted_again_while_it_is_given_up_is_enrolled_at_once() {
+        let t = Instant::now();
+        let mut pods = Pods::new(Duration::from_secs(30));
+        pods.want(vec![pod("a", "/a")], t);
+        pods.due(t);
+        pods.want(vec![], t);
+        assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
+        pods.want(vec![pod("a", "/a")], t);
+        assert!(pods.due(t).is_empty());
+        pods.done("a", Outcome::Failed("given up".into()), t);
+        assert_eq!(pods.due(t), vec![Action::Enrol(pod("a", "/a"))]);
+    }
+
+    #[test]
+    fn a_sandbox_that_goes_while_its_pod_enrols_is_given_up() {
+        let t = Instant::now();
+        let mut pods = Pods::new(Duration::from_secs(30));
+        pods.want(vec![pod("a", "/a")], t);
+        pods.due(t);
+        pods.without_sandbox("a", t);
+        assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
+        pods.done("a", Outcome::Failed("given up".into()), t);
+        assert!(pods.due(at(t, 9_999)).is_empty());
+        assert_eq!(pods.due(at(t, 10_000)).len(), 1);
     }
 
     #[test]

@@ -175,6 +175,7 @@ fn index_settings(config: &Config) -> identify::Settings {
         cluster_domain: config.cluster_domain.clone(),
         enrol_labels: config.enrol_labels.clone(),
         excluded_namespaces: config.excluded_namespaces.clone(),
+        sandboxed_runtimes: config.sandboxed_runtimes.clone(),
         marking: match config.source {
             Source::Files(_) => None,
             Source::Kube { .. } => Some(config.node.clone()),

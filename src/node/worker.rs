@@ -83,7 +83,7 @@ pub(crate) enum Command {
     Serve(Pod, WorkerListeners),
     /// Say how many live connections a pod has here.
     CountLive(Arc<str>, oneshot::Sender<usize>),
-    /// Stop serving a pod and end its connections.
+    /// Stop serving a pod and end its connections; answered when its listeners are closed.
     Release(Arc<str>, oneshot::Sender<()>),
     /// The world changed: end what is now denied, and tunnels that lead nowhere.
     WorldChanged,
@@ -200,8 +200,15 @@ impl Worker {
                 let _ = answer.send(self.live.in_pod(&uid));
             }
             Command::Release(uid, answer) => {
-                self.release(&uid);
-                let _ = answer.send(());
+                let listeners = self.release(&uid);
+                // Whoever is answered may at once want the ports again.
+                let close = async move {
+                    for listener in listeners {
+                        listener.end().await;
+                    }
+                    let _ = answer.send(());
+                };
+                task::spawn_local("release", close).detach();
             }
             Command::WorldChanged => self.world_changed(),
             Command::List(answer) => {
@@ -364,16 +371,20 @@ impl Worker {
         }
     }
 
-    fn release(&self, uid: &str) {
+    /// Ends what a pod has here, but for the tasks that accept, which are given back.
+    fn release(&self, uid: &str) -> Vec<task::Task> {
+        let mut listeners = Vec::new();
         if let Some(served) = self.served.borrow_mut().remove(uid) {
             served.ending.reach(Stage::Over);
             let cookie = served.pod.netns.cookie();
             self.pool.retain(|key| key.origin != cookie);
             self.kept.forget(cookie);
+            listeners = served.listeners;
         }
         self.live
             .end(|connection| (*connection.pod.uid == *uid).then_some(Cut::PodReleased));
         self.checked.borrow_mut().remove(uid);
+        listeners
     }
 
     /// Ends what the new world denies. Only pods whose policies changed are looked at, so that a

@@ -115,12 +115,14 @@ impl Ledger {
         Some(*entry)
     }
 
-    /// Takes the certificates that have ended, and returns whose they were.
+    /// Takes the certificates that have ended, and returns whose they were. They are due at once: a
+    /// clock that was set, or a machine that slept, may have passed over attempts.
     pub(in crate::pki) fn expire(&mut self, now: SystemTime) -> Vec<Identity> {
         let mut expired = Vec::new();
         for (identity, entry) in &mut self.entries {
             if entry.lifetime.is_some_and(|life| life.not_after <= now) {
                 entry.lifetime = None;
+                entry.due = entry.due.min(now);
                 expired.push(identity.clone());
             }
         }

@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 pub const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// No pause between two attempts is longer.
 pub const LONGEST_RETRY: Duration = Duration::from_secs(150);
+/// Nor longer than this while no certificate is in force: connections fail meanwhile.
+pub const LONGEST_WITHOUT: Duration = Duration::from_secs(15);
 /// Before a certificate ends, attempts come closer together, but not closer than this.
 const SHORTEST_LAST_RETRY: Duration = Duration::from_secs(1);
 
@@ -35,7 +37,8 @@ pub fn renewal(life: Lifetime, draw: u64) -> SystemTime {
 /// When to try again after the `failures`th failure in a row, counted from 1.
 ///
 /// The pause doubles from [`FIRST_RETRY`] to [`LONGEST_RETRY`], give or take a fifth. While a
-/// certificate is in force (`not_after` is its end), no more than half of what is left of it passes.
+/// certificate is in force (`not_after` is its end), no more than half of what is left of it passes;
+/// while none is, no more than [`LONGEST_WITHOUT`].
 #[must_use]
 pub fn retry(
     failures: u32,
@@ -43,13 +46,19 @@ pub fn retry(
     not_after: Option<SystemTime>,
     draw: u64,
 ) -> SystemTime {
-    let doublings = failures.saturating_sub(1).min(16);
-    let pause = (FIRST_RETRY * (1 << doublings)).min(LONGEST_RETRY);
-    let pause = spread(pause, 5, draw).min(LONGEST_RETRY);
     let left = not_after.and_then(|end| end.duration_since(now).ok());
+    let left = left.filter(|left| !left.is_zero());
+    let longest = match left {
+        Some(_) => LONGEST_RETRY,
+        None => LONGEST_WITHOUT,
+    };
+    let doublings = failures.saturating_sub(1).min(16);
+    // Capped before it is spread, so that nodes that all wait the longest do not come at once.
+    let pause = (FIRST_RETRY * (1 << doublings)).min(longest - longest / 6);
+    let pause = spread(pause, 5, draw);
     now + match left {
-        Some(left) if !left.is_zero() => pause.min((left / 2).max(SHORTEST_LAST_RETRY).min(left)),
-        _ => pause,
+        Some(left) => pause.min((left / 2).max(SHORTEST_LAST_RETRY).min(left)),
+        None => pause,
     }
 }
 
@@ -99,21 +108,27 @@ mod tests {
 
     #[test]
     fn pauses_double_to_the_cap() {
-        let check = |failures, millis| {
-            let at = retry(failures, START, None, u64::MAX / 2);
-            let pause = at.duration_since(START).unwrap().as_millis();
-            assert!(
-                pause.abs_diff(millis) <= 1,
-                "{failures} failures: {pause} ms"
-            );
+        let check = |failures, draw, without: u128, with: u128| {
+            for (not_after, millis) in [(None, without), (Some(START + DAY), with)] {
+                let at = retry(failures, START, not_after, draw);
+                let pause = at.duration_since(START).unwrap().as_millis();
+                assert!(
+                    pause.abs_diff(millis) <= 1,
+                    "{failures} failures, {not_after:?}: {pause} ms"
+                );
+            }
         };
-        check(0, 500);
-        check(1, 500);
-        check(2, 1_000);
-        check(5, 8_000);
-        check(9, 128_000);
-        check(10, 150_000);
-        check(u32::MAX, 150_000);
+        let middle = u64::MAX / 2;
+        check(0, middle, 500, 500);
+        check(1, middle, 500, 500);
+        check(2, middle, 1_000, 1_000);
+        check(5, middle, 8_000, 8_000);
+        check(6, middle, 12_500, 16_000);
+        check(9, middle, 12_500, 125_000);
+        check(u32::MAX, middle, 12_500, 125_000);
+        // No draw leads past the cap, and none to where others are.
+        check(u32::MAX, 0, 10_000, 100_000);
+        check(u32::MAX, u64::MAX, 15_000, 150_000);
     }
 
     #[test]
@@ -127,7 +142,8 @@ mod tests {
         check(30, 15);
         check(2, 1);
         check(1, 1);
-        check(0, 150);
+        // It is over: connections wait.
+        check(0, 15);
     }
 
     /// Runs a year of one certificate against an authority that fails as told.
@@ -156,7 +172,12 @@ mod tests {
                     "renewal at {at:?} of {validity:?}"
                 );
             } else {
-                assert!(next.duration_since(now).unwrap() <= LONGEST_RETRY);
+                let longest = if valid {
+                    LONGEST_RETRY
+                } else {
+                    LONGEST_WITHOUT
+                };
+                assert!(next.duration_since(now).unwrap() <= longest);
             }
             now = next;
             if *outcome {

@@ -56,6 +56,8 @@ pub struct Pod {
     pub phase: Phase,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// `spec.runtimeClassName`; empty for the node's own runtime.
+    pub runtime_class: Arc<str>,
     /// Whether annotation `sidecar.istio.io/status` is there.
     pub sidecar: bool,
     /// Whether annotation `ambient.istio.io/redirection` is `enabled`: its node has captured it.

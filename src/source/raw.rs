@@ -88,6 +88,8 @@ pub(super) struct PodSpec<'a> {
     pub(super) service_account_name: Option<Text<'a>>,
     #[serde(deserialize_with = "or_default")]
     pub(super) host_network: bool,
+    #[serde(borrow, deserialize_with = "or_default")]
+    pub(super) runtime_class_name: Text<'a>,
 }
 
 /// A Pod's `status`.

@@ -105,6 +105,7 @@ pub(super) fn pod(
             Some(_) => mesh::Phase::Pending,
         },
         host_network: spec.host_network,
+        runtime_class: interner.text(&spec.runtime_class_name),
         sidecar: metadata.annotations.sidecar,
         marked: metadata.annotations.marked,
         terminating: metadata.deletion_timestamp.is_some(),

@@ -19,3 +19,4 @@ mod probes;
 mod processes;
 mod runtime;
 mod search;
+mod transitions;

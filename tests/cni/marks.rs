@@ -9,10 +9,10 @@ use crate::support::apiserver::{ApiServer, Options};
 use crate::support::{Lab, within};
 
 const SOON: Duration = Duration::from_secs(15);
-const MARK: &str = "ambient.istio.io/redirection";
+pub(crate) const MARK: &str = "ambient.istio.io/redirection";
 
 /// Starts the daemon of node 1 against this server.
-fn start(lab: &mut Lab, server: &ApiServer) {
+pub(crate) fn start(lab: &mut Lab, server: &ApiServer) {
     let kubeconfig = lab.dir().join("kubeconfig");
     std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
     let kubeconfig = kubeconfig.to_string_lossy().into_owned();
@@ -21,7 +21,7 @@ fn start(lab: &mut Lab, server: &ApiServer) {
     lab.install(1, daemon);
 }
 
-fn server(lab: &Lab) -> ApiServer {
+pub(crate) fn server(lab: &Lab) -> ApiServer {
     let server = ApiServer::start(Options {
         namespace: Some(lab.node(1).share_netns()),
         ..Options::default()
@@ -33,7 +33,7 @@ fn server(lab: &Lab) -> ApiServer {
     server
 }
 
-fn mark(server: &ApiServer, name: &str) -> Value {
+pub(crate) fn mark(server: &ApiServer, name: &str) -> Value {
     let pod = server.object("v1", "Pod", "mesh", name);
     pod.map_or(Value::Null, |pod| {
         pod["metadata"]["annotations"][MARK].clone()
@@ -41,7 +41,7 @@ fn mark(server: &ApiServer, name: &str) -> Value {
 }
 
 #[track_caller]
-fn becomes(server: &ApiServer, name: &str, expect: &Value) {
+pub(crate) fn becomes(server: &ApiServer, name: &str, expect: &Value) {
     within(SOON, &format!("the mark of {name} is {expect}"), || {
         let found = mark(server, name);
         if found == *expect { Ok(()) } else { Err(found) }

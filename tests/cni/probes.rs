@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::processes::{Group, Process};
-use crate::support::{Lab, eventually, run};
+use crate::support::{Lab, Listener, Outcome, eventually, run};
 
 /// Reads one address a line and says what came of a call there. Listens on 10250, as kubelet does.
 const KUBELET: &str = r"
@@ -31,13 +31,17 @@ struct Prober(Process);
 impl Prober {
     /// On node 1, under this name, listening on that port.
     fn new(lab: &Lab, group: &Group, name: &str, port: u16) -> Self {
+        Self::running(lab, group, name, port, KUBELET)
+    }
+
+    fn running(lab: &Lab, group: &Group, name: &str, port: u16, script: &str) -> Self {
         let directory = lab.dir().join(name);
         fs::create_dir_all(&directory).expect("it is writable");
         let program = directory.join(name);
         let python = "import sys, os; print(os.path.realpath(sys.executable))";
         let python = run("python3", &["-c", python]);
         let _ = std::os::unix::fs::symlink(python.trim(), &program);
-        let script = KUBELET.replace("10250", &port.to_string());
+        let script = script.replace("10250", &port.to_string());
         let program = program.to_string_lossy().into_owned();
         let netns = lab.node(1).netns();
         let process = group.run(Some(netns), &[&program, "-u", "-c", &script]);
@@ -62,11 +66,7 @@ impl Prober {
     }
 }
 
-#[test]
-fn kubelet_s_probes_pass_under_strict_and_nothing_else_from_the_node_does() {
-    let mut lab = Lab::new();
-    let pod = lab.pod(1, "a");
-    let stranger = lab.stranger(2, "far");
+fn refuse_everybody(lab: &mut Lab) {
     lab.cluster.put(json!({
         "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
         "metadata": { "name": "strict", "namespace": "mesh" },
@@ -76,6 +76,14 @@ fn kubelet_s_probes_pass_under_strict_and_nothing_else_from_the_node_does() {
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": { "name": "nothing", "namespace": "mesh" }, "spec": {},
     }));
+}
+
+#[test]
+fn kubelet_s_probes_pass_under_strict_and_nothing_else_from_the_node_does() {
+    let mut lab = Lab::new();
+    let pod = lab.pod(1, "a");
+    let stranger = lab.stranger(2, "far");
+    refuse_everybody(&mut lab);
     let service = Group::unified("system.slice/kubelet.service");
     let mut kubelet = Prober::new(&lab, &service, "kubelet", 10250);
     lab.start();
@@ -123,4 +131,61 @@ fn kubelet_s_probes_pass_under_strict_and_nothing_else_from_the_node_does() {
     eventually(Duration::from_secs(12), "it is known again", || {
         kubelet.call(to) == "served"
     });
+}
+
+/// As a `tcpSocket` probe: connects, and does nothing else.
+const CONNECTS: &str = r"
+import socket, sys
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', 10250)); l.listen()
+print('ready', flush=True)
+for line in sys.stdin:
+    ip, port = line.split()
+    try:
+        socket.create_connection((ip, int(port)), 3).close()
+        print('well', flush=True)
+    except OSError as e:
+        print(type(e).__name__, flush=True)
+";
+
+#[test]
+fn a_probe_that_only_connects_sees_whether_the_application_listens() {
+    const CLOSED: &str = "ConnectionRefusedError";
+    let mut lab = Lab::new();
+    let pod = lab.pod(1, "a");
+    let stranger = lab.stranger(2, "far");
+    refuse_everybody(&mut lab);
+    let service = Group::unified("system.slice/kubelet.service");
+    let mut kubelet = Prober::running(&lab, &service, "kubelet", 10250, CONNECTS);
+    lab.start();
+    let addresses = [pod.at(8080), SocketAddr::new(pod.v6(), 8080)];
+    for to in addresses {
+        assert_eq!(kubelet.call(to), CLOSED);
+        // Whoever asks is told the same, and nobody is told of a port of ours.
+        let outcome = stranger.call_for(to, Duration::from_secs(3));
+        assert_eq!(outcome, Outcome::Refused);
+        assert_eq!(kubelet.call(SocketAddr::new(to.ip(), 15006)), CLOSED);
+    }
+    // What listens for the pod itself does not listen for kubelet.
+    let local = "127.0.0.1:8080".parse().expect("an address");
+    let inside = Listener::open(pod.netns(), local).expect("the port is free");
+    assert_eq!(kubelet.call(pod.at(8080)), CLOSED);
+    drop(inside);
+    let server = pod.greet(8080);
+    for to in addresses {
+        assert_eq!(kubelet.call(to), "well");
+        // The port is open to nobody else for that.
+        let outcome = stranger.call_for(to, Duration::from_secs(3));
+        assert!(!format!("{outcome:?}").contains("Served"), "{outcome:?}");
+    }
+    drop(server);
+    for to in addresses {
+        eventually(Duration::from_secs(5), "it has ended", || {
+            kubelet.call(to) == CLOSED
+        });
+    }
+    // So also while no daemon runs; and what listens is not reached by anybody.
+    lab.daemon(1).kill();
+    assert_eq!(kubelet.call(pod.at(8080)), CLOSED);
+    let _server = pod.greet(8080);
+    assert_eq!(kubelet.call(pod.at(8080)), "TimeoutError");
 }

@@ -10,10 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Lab, Namespace, Outcome};
+use crate::support::{Lab, Namespace, Outcome, program};
 
-/// The program under test.
-const ADIT: &str = env!("CARGO_BIN_EXE_adit");
 /// Where Debian has the others.
 const OTHERS: &str = "/usr/lib/cni";
 
@@ -162,7 +160,7 @@ impl Runtime {
             );
             std::os::unix::fs::symlink(from, bin.path().join(plugin)).expect("it is writable");
         }
-        std::os::unix::fs::symlink(ADIT, bin.path().join("adit")).expect("it is writable");
+        std::os::unix::fs::symlink(program(), bin.path().join("adit")).expect("it is writable");
         let run_dir = lab.dir().join("run/node1");
         let bridge = json!({
             "type": "bridge",

@@ -17,8 +17,11 @@ use serde_json::{Map, Value};
 use super::namespace::Namespace;
 use super::wait::{eventually, poll, within};
 
-/// The program under test.
-const ADIT: &str = env!("CARGO_BIN_EXE_adit");
+/// The program under test; `ADIT_BIN` names another, as benchmarks do.
+pub(crate) fn program() -> String {
+    std::env::var("ADIT_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_adit").to_owned())
+}
+
 /// How long a daemon may take until its pods are served.
 const START: Duration = Duration::from_secs(20);
 
@@ -77,7 +80,7 @@ impl Launch {
             .arg(format!("--net={}", self.namespace.path().display()))
             .args(["setpriv", "--pdeathsig", "KILL"])
             .args(&self.privileges)
-            .args([ADIT, "node", "--node", &self.node, "--workers", "2"])
+            .args([&program(), "node", "--node", &self.node, "--workers", "2"])
             .args(["--drain", &self.drain, "--log-format", "json"])
             .arg("--run-dir")
             .arg(&self.run_dir);
@@ -149,12 +152,12 @@ pub(crate) struct Finished {
 #[track_caller]
 pub(crate) fn adit(namespace: Option<&Namespace>, args: &[&str]) -> Finished {
     let mut command = match namespace {
-        None => Command::new(ADIT),
+        None => Command::new(program()),
         Some(namespace) => {
             let mut command = Command::new("nsenter");
             command
                 .arg(format!("--net={}", namespace.path().display()))
-                .arg(ADIT);
+                .arg(program());
             command
         }
     };

@@ -30,7 +30,7 @@ mod wire;
 
 pub(crate) use app::{Conn, Listener, Outcome, Server, exchange};
 pub(crate) use cluster::{Cluster, Slice, to_yaml};
-pub(crate) use daemon::{Daemon, Finished, Launch, Record, adit};
+pub(crate) use daemon::{Daemon, Finished, Launch, Record, adit, program};
 pub(crate) use kubernetes::Kubernetes;
 pub(crate) use lab::{Families, Lab, Node, Pod, PodSpec};
 pub(crate) use namespace::{Namespace, run};

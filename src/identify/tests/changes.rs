@@ -193,7 +193,7 @@ fn dump(index: &Index) -> String {
 /// Objects of few names and addresses, so that they meet.
 fn objects() -> impl Strategy<Value = Object> {
     let ip = |i: u8| format!("10.0.0.{i}");
-    let pods = (0..6_u8, 0..3_u8, 0..6_u8, 0..6_u8, 0..3_u64).prop_map(
+    let pods = (0..6_u8, 0..3_u8, 0..6_u8, 0..7_u8, 0..3_u64).prop_map(
         move |(name, on, at, odd, created)| {
             let v6 = format!("fd00::{at}");
             let mut pod = pod(&format!("p{name}"), &format!("n{on}"), &[&ip(at), &v6]);
@@ -204,6 +204,7 @@ fn objects() -> impl Strategy<Value = Object> {
                 2 => pod.terminating = true,
                 3 => pod.labels = Labels::default(),
                 4 => pod.phase = Phase::Pending,
+                5 => pod.runtime_class = "kata".into(),
                 _ => {}
             }
             pod.into()

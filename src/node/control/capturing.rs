@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::capture::WorkerListeners;
 use crate::mesh::Workload;
 use crate::node::control::{Control, Event, is_wanted};
-use crate::node::enrol::{Checked, Enrolled, Held, NOT_FOUND};
+use crate::node::enrol::{Checked, Enrolled, Held, NOT_FOUND, Stop};
 use crate::node::pod::Pod;
 use crate::node::pods::{Action, Outcome, Place, Wanted};
 use crate::node::worker::Command;
@@ -38,6 +38,11 @@ impl Control {
                     sought.push(pod);
                 }
                 Action::Enrol(pod) => self.enrol(pod),
+                Action::GiveUp(uid) => {
+                    if let Some(stop) = self.under_way.get(&uid) {
+                        stop.stop();
+                    }
+                }
                 Action::Drain(uid) => self.drain_pod(uid),
                 Action::Release(uid) => self.leave(uid, "pod released"),
                 Action::Abandon(uid) => self.leave(uid, "pod's namespace abandoned"),
@@ -52,28 +57,36 @@ impl Control {
         }
     }
 
-    fn enrol(&self, pod: Wanted) {
+    fn enrol(&mut self, pod: Wanted) {
+        let stop = self.begin(&pod);
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
         let held = self.held.get(&pod.uid).cloned();
         let fresh = self.plugged.is_fresh(&pod);
         let enrol = async move {
             let result = match held {
                 Some(held) => enroller.resume(held).await,
-                None => enroller.enrol(pod.clone(), None, fresh).await,
+                None => enroller.enrol(pod.clone(), None, fresh, stop).await,
             };
             let _ = events.send(Event::Enrolled(pod, result));
         };
         task::spawn("enrol", enrol).detach();
     }
 
+    fn begin(&mut self, pod: &Wanted) -> Stop {
+        let stop = Stop::default();
+        self.under_way.insert(pod.uid.clone(), stop.clone());
+        stop
+    }
+
     /// Looks for the namespaces of these pods, and captures those that are found.
-    fn search(&self, pods: Vec<Wanted>) {
+    fn search(&mut self, pods: Vec<Wanted>) {
+        let stops: Vec<_> = pods.iter().map(|pod| self.begin(pod)).collect();
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
         let cookie = |(uid, held): (&Arc<str>, &Arc<Held>)| (held.netns.cookie(), uid.clone());
         let owners: HashMap<_, _> = self.held.iter().map(cookie).collect();
         let search = async move {
             let mut found = enroller.find(&pods).await;
-            for pod in pods {
+            for (pod, stop) in pods.into_iter().zip(stops) {
                 let netns = found
                     .remove(&pod.uid)
                     .unwrap_or_else(|| Err("looking for it panicked: see the log".to_owned()));
@@ -84,7 +97,7 @@ impl Control {
                 let (enroller, events) = (enroller.clone(), events.clone());
                 let enrol = async move {
                     let result = match netns {
-                        Ok(netns) => enroller.enrol(pod.clone(), Some(netns), false).await,
+                        Ok(netns) => enroller.enrol(pod.clone(), Some(netns), false, stop).await,
                         Err(why) => Err(why),
                     };
                     let _ = events.send(Event::Enrolled(pod, result));
@@ -97,7 +110,17 @@ impl Control {
 
     pub(super) fn enrolled(&mut self, pod: &Wanted, result: Result<Enrolled, String>) {
         let now = Instant::now();
+        let given_up = self
+            .under_way
+            .remove(&pod.uid)
+            .is_some_and(|stop| stop.is_stopped());
         match result {
+            // It was for a place that is not the pod's any more.
+            Err(why) if given_up && !self.held.contains_key(&pod.uid) => {
+                tracing::info!(pod = %pod.name, reason = %why, "pod's enrolment given up");
+                self.answer_enrolling(pod, Err(&why));
+                self.pods.done(&pod.uid, Outcome::Failed(why), now);
+            }
             Err(why) => {
                 let reason = match pod.place {
                     Place::Search if why.starts_with(NOT_FOUND) => "namespace_not_found",
@@ -116,7 +139,7 @@ impl Control {
                     self.pods.done(&pod.uid, Outcome::Enrolled, now);
                     self.pods.drifted(&pod.uid, &why, now);
                 } else {
-                    self.answer_enrolling(&pod.uid, Err(&why));
+                    self.answer_enrolling(pod, Err(&why));
                     self.pods.done(&pod.uid, Outcome::Failed(why), now);
                 }
             }
@@ -137,7 +160,7 @@ impl Control {
                 // Connections wait in the listeners' queues until the world knows the pod.
                 self.publish();
                 self.serve(&pod.uid, &pod.name, &netns, listeners);
-                self.answer_enrolling(&pod.uid, Ok(&netns));
+                self.answer_enrolling(pod, Ok(&netns));
             }
         }
     }

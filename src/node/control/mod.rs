@@ -4,6 +4,7 @@
 //! (reading files, talking to the kernel) runs beside it and comes back as an [`Event`]. Workers
 //! learn of changes through the world they read and the [`Command`]s they are sent.
 
+mod advising;
 mod capturing;
 mod feed;
 mod leaving;
@@ -32,7 +33,7 @@ use crate::node::config::{Config, Source};
 use crate::node::control::feed::Feed;
 use crate::node::control::leaving::Leaving;
 use crate::node::control::plugging::Plugged;
-use crate::node::enrol::{Checked, Enrolled, Enroller, Held};
+use crate::node::enrol::{Checked, Enrolled, Enroller, Held, Stop};
 use crate::node::mark::{ApiScribe, Marks, Note, Scribe, Unwritten};
 use crate::node::plugin::{Asked, Left};
 use crate::node::pods::{Outcome, Pods, Wanted};
@@ -78,6 +79,8 @@ pub(crate) struct Control {
     enroller: Enroller,
     pods: Pods,
     held: HashMap<Arc<str>, Arc<Held>>,
+    /// How to give up each enrolment that is under way.
+    under_way: HashMap<Arc<str>, Stop>,
     /// Pods outside the mesh that were searched for what a dead daemon left.
     searched: HashSet<(Arc<str>, String)>,
     reports: Reports,
@@ -108,6 +111,7 @@ struct Reports {
     /// Addresses that two pods claim, when last told.
     contested: usize,
     sources: api::Sources,
+    advised: advising::Advised,
 }
 
 /// Waits for the last connection while it lives.
@@ -148,6 +152,7 @@ impl Control {
             enroller,
             pods,
             held: HashMap::new(),
+            under_way: HashMap::new(),
             searched: HashSet::new(),
             reports: Reports::default(),
             plugged,
@@ -305,6 +310,7 @@ impl Control {
             .collect();
         self.pods.want(wanted, now);
         self.search_leftovers(&ours);
+        self.advise(&ours);
 
         let held = self.pods.held();
         let served = |uid: &Arc<str>| self.held.contains_key(uid);

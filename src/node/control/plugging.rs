@@ -263,24 +263,26 @@ impl Control {
     }
 
     /// A pod is captured, or cannot be: its sandboxes have their answer.
-    pub(super) fn answer_enrolling(&mut self, uid: &str, outcome: Result<&Netns, &str>) {
+    pub(super) fn answer_enrolling(&mut self, pod: &Wanted, outcome: Result<&Netns, &str>) {
+        let uid = &pod.uid;
         let Some(all) = self.plugged.enrolling.remove(uid) else {
             return;
         };
         let settled = self.is_captured(uid);
+        let is_this = |waiting: &Waiting| pod.place == Place::Held(waiting.known.netns.clone());
         for waiting in all {
             match outcome {
                 Ok(netns) if settled && *netns == waiting.known.netns => {
                     self.answer(waiting, Answer::Enrolled);
                 }
-                // It was for the sandbox before; this one is next.
-                Ok(_) => {
-                    let enrolling = self.plugged.enrolling.entry(uid.into());
-                    enrolling.or_default().push(waiting);
-                }
-                Err(why) => {
+                Err(why) if is_this(&waiting) => {
                     let reason = why.to_owned();
                     self.answer(waiting, Answer::Refused { reason });
+                }
+                // It was for the sandbox before; this one is next.
+                Ok(_) | Err(_) => {
+                    let enrolling = self.plugged.enrolling.entry(uid.clone());
+                    enrolling.or_default().push(waiting);
                 }
             }
         }
@@ -372,6 +374,7 @@ impl Control {
             return;
         }
         self.plugged.said = Some(Instant::now());
+        self.advise_namespaces();
         match self.plugged.left.say(&self.index) {
             Ok(()) => self.plugged.stale = false,
             Err(error) => {

@@ -13,7 +13,7 @@ use crate::identify::Snapshot;
 use crate::mesh::Workload;
 use crate::node::admin::Board;
 use crate::node::config::Source;
-use crate::node::control::Control;
+use crate::node::control::{Control, advising};
 use crate::node::listing;
 use crate::node::world::World;
 use crate::source::Poll;
@@ -94,6 +94,8 @@ impl Control {
     pub(super) fn show(&mut self) {
         self.count_watches();
         let world = self.shared.world.load();
+        let ours = world.snapshot.on_node(&self.shared.node);
+        let unsupported = ours.filter(|pod| advising::is_unsupported(pod));
         let pods: Vec<_> = self
             .pods
             .entries()
@@ -101,6 +103,7 @@ impl Control {
                 let held = self.held.get(&entry.wanted().uid);
                 listing::pod(entry, held.map(|held| &**held), &world)
             })
+            .chain(unsupported.map(|pod| listing::unsupported(pod)))
             .collect();
         gauges(&self.shared.metrics.daemon, &pods);
         self.count_objects(&world);
@@ -200,6 +203,7 @@ fn gauges(daemon: &Daemon, pods: &[api::Pod]) {
         api::PodState::Enrolled,
         api::PodState::Failed,
         api::PodState::Draining,
+        api::PodState::Unsupported,
     ] {
         let count = pods.iter().filter(|pod| pod.state == state).count();
         let labels = State {

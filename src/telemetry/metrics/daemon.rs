@@ -18,7 +18,7 @@ pub struct Kind {
     pub kind: &'static str,
 }
 
-/// Label `state`: a pod's (`pending`, `enrolled`, `failed`, `draining`) or a certificate's
+/// Label `state`: a pod's (`pending`, `enrolled`, `failed`, `draining`, `unsupported`) or a certificate's
 /// (`valid`, `missing`, `expired`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct State {
@@ -105,6 +105,7 @@ pub struct Daemon {
     pub source_relists: Family<Kind, Counter>,
     pub source_errors: Family<WatchError, Counter>,
     pub pods: Family<State, Gauge>,
+    pub mislabelled: Family<Kind, Gauge>,
     pub enrolments: Counter,
     pub enrol_failures: Family<Reason, Counter>,
     pub capture_repairs: Counter,
@@ -181,7 +182,12 @@ impl Daemon {
             pods: add(
                 to,
                 "pods",
-                "Pods of this node that belong to the mesh, by state: pending, enrolled, failed, draining",
+                "Pods of this node that belong to the mesh, by state: pending, enrolled, failed, draining, unsupported",
+            ),
+            mislabelled: add(
+                to,
+                "mislabelled",
+                "Pods of this node, and namespaces, whose enrolment label says nothing known, by kind",
             ),
             enrolments: add(to, "enrolments", "Pods brought under capture"),
             enrol_failures: add(
