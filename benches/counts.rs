@@ -112,6 +112,7 @@ fn pod(app: &Arc<str>, service: u32, replica: u32) -> Object {
         terminating: false,
         created: 20_260_105_100_122,
         netns: None,
+        runtime_class: "".into(),
     }))
 }
 

@@ -172,8 +172,6 @@ pub struct Pod {
     pub runtime_class: Option<String>,
     /// The ports that its containers declare.
     pub ports: Vec<u16>,
-    /// Whether a container has a probe of kind tcpSocket.
-    pub tcp_probe: bool,
     /// The images of its containers; only for pods of our own namespace.
     pub images: Vec<String>,
 }

@@ -200,9 +200,6 @@ struct Container {
     env: Vec<Variable>,
     #[serde(deserialize_with = "nullable")]
     ports: Vec<ContainerPort>,
-    liveness_probe: Option<Probe>,
-    readiness_probe: Option<Probe>,
-    startup_probe: Option<Probe>,
 }
 
 #[derive(Default, Deserialize)]
@@ -216,12 +213,6 @@ struct Variable {
 #[serde(rename_all = "camelCase", default)]
 struct ContainerPort {
     container_port: u16,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Probe {
-    tcp_socket: Option<IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
@@ -250,15 +241,6 @@ impl Pod {
         } = self;
         let note = |key: &str| metadata.annotations.get(key).map(String::as_str);
         let containers = || spec.containers.iter().chain(&spec.init_containers);
-        let probes = |one: &Container| {
-            let all = [
-                &one.liveness_probe,
-                &one.readiness_probe,
-                &one.startup_probe,
-            ];
-            let mut set = all.into_iter().flatten();
-            set.any(|probe| probe.tcp_socket.is_some())
-        };
         facts::Pod {
             labels: metadata.labels(),
             ips: status
@@ -282,7 +264,6 @@ impl Pod {
             ports: containers()
                 .flat_map(|one| one.ports.iter().map(|port| port.container_port))
                 .collect(),
-            tcp_probe: containers().any(probes),
             images: match metadata.namespace == ours {
                 true => spec
                     .containers

@@ -83,6 +83,7 @@ impl CheckArgs {
                     trust_domain: mesh.domains.trust_domain,
                     cluster_domain: mesh.domains.cluster_domain,
                     excluded_namespaces: mesh.exclude_namespace,
+                    sandboxed_runtimes: mesh.sandboxed_runtime,
                     marking: None,
                     home: None,
                 },

@@ -8,11 +8,6 @@
     reason = "a test's tasks end with its runtime"
 )]
 
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the harness serves several test programs, and each uses its own part"
-)]
 #[path = "../support/mod.rs"]
 mod support;
 

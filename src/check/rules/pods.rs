@@ -55,8 +55,8 @@ const STATIC: Check = Check {
 const RUNTIMES: Check = Check {
     group: GROUP,
     name: "pods of the mesh use their namespace's network stack",
-    hint: "opt them out with the label adit.mesh/mode=none: a virtual machine or a network stack of its own \
-           passes by what captures in the pod's network namespace",
+    hint: "tell the daemons of the RuntimeClass with --sandboxed-runtime: a virtual machine or a network stack \
+           of its own passes by what captures in the pod's network namespace",
     link: "README.md#what-it-does-not-do",
 };
 const PORTS: Check = Check {
@@ -65,11 +65,11 @@ const PORTS: Check = Check {
     hint: "let the application listen elsewhere: 15001, 15006 and 15008 are taken in each captured pod",
     link: "README.md#ports-and-privileges",
 };
-const PROBES: Check = Check {
+const UNSUPPORTED: Check = Check {
     group: GROUP,
-    name: "probes of the mesh ask the application",
-    hint: "use httpGet, grpc or exec: a tcpSocket probe succeeds as soon as the daemon accepts, whether or \
-           not the application listens",
+    name: "enrolled namespaces have no pods of sandboxed runtimes",
+    hint: "they run outside of the mesh: give them a runtime that uses their namespace's network stack, or \
+           opt them out with the label adit.mesh/mode=none",
     link: "README.md#no-pod-starts-uncaptured",
 };
 
@@ -105,9 +105,7 @@ pub(crate) fn check(view: &View<'_>) -> Vec<Finding> {
                 .find(|port| [15001, 15006, TUNNEL_PORT].contains(port));
             ours.map(|port| format!(": {port}"))
         }),
-        of_enrolled(&PROBES, State::Warn, pods, |pod| {
-            pod.tcp_probe.then(String::new)
-        }),
+        unsupported(pods),
     ]);
     findings
 }
@@ -227,6 +225,16 @@ fn runtimes(view: &View<'_>, pods: &[Judged<'_>]) -> Finding {
         let handler = runtimes.get(class).unwrap_or(class);
         let apart = APART.iter().any(|word| handler.contains(word));
         apart.then(|| format!(": runtime {handler}"))
+    })
+}
+
+fn unsupported(pods: &[Judged<'_>]) -> Finding {
+    let apart = pods
+        .iter()
+        .filter(|(_, enrolment)| *enrolment == Enrolment::Bypass(Bypass::SandboxedRuntime));
+    let items = apart.map(|(pod, _)| pod.full()).collect();
+    UNSUPPORTED.none(State::Warn, items, "they have none", |many| {
+        count(many, "pod")
     })
 }
 

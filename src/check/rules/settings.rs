@@ -19,6 +19,7 @@ pub(crate) fn of(daemon: &Controller) -> Mesh {
             }
         }
     }
+    settings.sandboxed_runtimes = values(daemon, "sandboxed-runtime");
     let excluded = values(daemon, "exclude-namespace");
     if !excluded.is_empty() {
         settings.excluded_namespaces = excluded;

@@ -909,10 +909,10 @@ fn pods_that_are_not_captured_are_told() {
         State::Fail,
         &["shop/web: 15006"],
     );
-    let probe = json!({ "spec": { "containers": [{ "name": "a", "livenessProbe": { "tcpSocket": { "port": 80 } } }] } });
+    let sandboxed = json!({ "spec": { "runtimeClassName": "gvisor" } });
     check(
-        &[captured("web", probe)],
-        "probes of the mesh",
+        &[captured("web", sandboxed)],
+        "no pods of sandboxed runtimes",
         State::Warn,
         &["shop/web"],
     );

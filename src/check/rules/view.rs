@@ -115,6 +115,7 @@ fn verdict(pod: &Pod, namespace_labels: &Labels, mesh: &Mesh) -> Enrolment {
         terminating: pod.terminating,
         created: 0,
         netns: None,
+        runtime_class: pod.runtime_class.as_deref().unwrap_or_default().into(),
     };
     identify::enrolment(&object, namespace_labels, &mesh.settings)
 }

@@ -94,7 +94,7 @@ fn a_pod_is_what_the_api_says() {
         "spec": {
             "nodeName": "n1", "hostNetwork": null, "containers": [
                 { "name": "a", "image": "a:1", "ports": [{ "containerPort": 80, "name": "http" }] },
-                { "name": "b", "image": "b:1", "startupProbe": { "tcpSocket": { "port": "http" } } },
+                { "name": "b", "image": "b:1" },
             ],
             "initContainers": null,
         },
@@ -110,7 +110,7 @@ fn a_pod_is_what_the_api_says() {
     };
     let pod = read("adit-system");
     assert_eq!(pod.full(), "shop/web");
-    assert!(pod.marked && pod.terminating && pod.tcp_probe);
+    assert!(pod.marked && pod.terminating);
     assert!(!pod.ready && !pod.host_network && !pod.sidecar && !pod.from_file);
     assert_eq!((pod.ips.len(), &pod.ports[..]), (2, &[80][..]));
     assert_eq!(pod.phase, Phase::Running);
