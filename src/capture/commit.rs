@@ -98,7 +98,7 @@ impl Capture {
         Ok(())
     }
 
-    fn renew(&mut self, before: &Before) -> Result<(), Error> {
+    pub(crate) fn renew(&mut self, before: &Before) -> Result<(), Error> {
         let own = belongs(&self.netns, &self.addresses)?;
         self.v6 = route::has_loopback(&self.netns, true)
             .map_err(Error::kernel("look for loopback addresses"))?;
@@ -196,7 +196,7 @@ impl Capture {
     }
 
     /// Notes how the kernel has the rules, to compare with later.
-    fn note(&mut self) -> Result<(), Error> {
+    pub(crate) fn note(&mut self) -> Result<(), Error> {
         // The number first: a change between the two is then one that `verify` looks into.
         self.noted.generation = netlink::generation(&self.netns)
             .map_err(Error::kernel("ask for the rules' generation"))?;
