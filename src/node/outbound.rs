@@ -137,7 +137,9 @@ impl Leaving<'_> {
         if target.workload.uid == self.local.workload.uid {
             return self.to_itself(target, captured).await;
         }
-        if same_node && self.worker.shared.same_node == SameNode::Direct {
+        let direct = self.worker.shared.same_node == SameNode::Direct;
+        // Another daemon may be the one to accept there: what it can recognise is a tunnel.
+        if same_node && direct && self.worker.is_alone() {
             if !target.served {
                 return Err(Error::DestinationNotServed);
             }
@@ -201,19 +203,21 @@ impl Leaving<'_> {
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
         let joining = pin!(async {
+            let dialling = self.worker.dialling();
             let announcements = &self.worker.shared.announcements;
             let announce = |local| announcements.announce(local, via.get(), announcement.clone());
             let (netns, from) = (&self.pod.netns, captured.source.ip());
             let lane = self.worker.lane();
             let permit = &live.permit;
-            let dialling = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
-            let (socket, announced) = dialling.await.map_err(|error| {
+            let dial = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
+            let (socket, announced) = dial.await.map_err(|error| {
                 // The other side may have refused before this one knew that it was connected.
                 match announcement.refused.get() {
                     Some(outcome) => Error::RefusedBeside(*outcome),
                     None => error.into(),
                 }
             })?;
+            drop(dialling);
             let (near, meter) = (captured.socket, Metered::from_source(live));
             let splice = deliver::splice(permit, near, socket, meter);
             let beside = Beside::new(announced, announcement.refused.clone());
