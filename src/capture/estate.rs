@@ -132,9 +132,7 @@ impl Capture {
             let inode = inode(&listener).map_err(Error::NoListener)?;
             let known = alive.get(&inode).copied().filter(|socket| {
                 socket.mark & MARK_MASK == OWN_MARK
-                    && listener
-                        .local_addr()
-                        .is_ok_and(|addr| addr == socket.local)
+                    && listener.local_addr().is_ok_and(|addr| addr == socket.local)
             });
             let at = known.map(|socket| socket.local);
             let place = places()

@@ -145,7 +145,13 @@ impl Control {
         }
     }
 
-    pub(super) fn serve(&self, uid: &Arc<str>, name: &Arc<str>, netns: &Netns, all: Vec<WorkerListeners>) {
+    pub(super) fn serve(
+        &self,
+        uid: &Arc<str>,
+        name: &Arc<str>,
+        netns: &Netns,
+        all: Vec<WorkerListeners>,
+    ) {
         for (worker, listeners) in self.workers.iter().zip(all) {
             let pod = Pod {
                 uid: uid.clone(),

@@ -97,7 +97,9 @@ impl Control {
     fn greet(&mut self, hello: &Hello) -> Result<(), String> {
         if *hello.node != *self.shared.node {
             let ours = &self.shared.node;
-            return Err(format!("its pods are those of node {ours}: use another --run-dir"));
+            return Err(format!(
+                "its pods are those of node {ours}: use another --run-dir"
+            ));
         }
         if self.ending.is_some() || !self.in_charge() {
             return Err("it is ending, or just about to take over itself".to_owned());
@@ -187,7 +189,9 @@ impl Control {
                 }
             };
             if tokio::time::timeout(ARRIVING, arrived).await.is_err() {
-                tracing::warn!("connections between pods of this node are stuck, and will be reset");
+                tracing::warn!(
+                    "connections between pods of this node are stuck, and will be reset"
+                );
             }
             ask_all(&workers, Command::Pause).await;
             let _ = answer.send(());

@@ -404,7 +404,11 @@ impl Control {
         let drain = self.config.drain;
         if self.has_handed() {
             let (process, _) = self.names();
-            tracing::info!(?drain, successor.process = process, "ending: the pods are served by the next daemon");
+            tracing::info!(
+                ?drain,
+                successor.process = process,
+                "ending: the pods are served by the next daemon"
+            );
         } else {
             tracing::info!(
                 ?drain,
@@ -435,7 +439,10 @@ impl Control {
     fn told_to_end(&mut self) {
         if self.awaits_successor() && self.told_to_end.is_none() {
             let (process, _) = self.names();
-            tracing::info!(successor.process = process, "told to end, once the next daemon has taken over");
+            tracing::info!(
+                successor.process = process,
+                "told to end, once the next daemon has taken over"
+            );
             self.told_to_end = Some(Instant::now());
         } else {
             self.ending = Some(self.drain_all());

@@ -161,11 +161,15 @@ impl Control {
             Charge::Own | Charge::Handing(_) => {}
             Charge::Awaited(..) => {
                 let process = self.before.as_ref().map_or(0, |before| before.process);
-                waiting.push(format!("process {process} serves the pods, and has not handed them over yet"));
+                waiting.push(format!(
+                    "process {process} serves the pods, and has not handed them over yet"
+                ));
             }
             Charge::Handed(_) => {
                 let (process, _) = self.names();
-                return vec![format!("the pods are served by the next daemon, process {process}")];
+                return vec![format!(
+                    "the pods are served by the next daemon, process {process}"
+                )];
             }
         }
         if !self.reports.read_once {

@@ -118,7 +118,11 @@ impl Control {
         }
         for (uid, name, held, listeners) in serve {
             // The index may have said meanwhile that the pod is gone or elsewhere.
-            if self.held.get(&uid).is_some_and(|now| Arc::ptr_eq(now, &held)) {
+            if self
+                .held
+                .get(&uid)
+                .is_some_and(|now| Arc::ptr_eq(now, &held))
+            {
                 self.serve(&uid, &name, &held.netns, listeners);
                 self.settle_in(uid, held);
             }
@@ -168,7 +172,9 @@ impl Control {
         match settled {
             Ok(listeners) => self.serve_anew(uid, listeners),
             // The next comparison with the kernel tries again.
-            Err(why) => tracing::warn!(pod.uid = %uid, reason = %why, "pod not yet as it should be"),
+            Err(why) => {
+                tracing::warn!(pod.uid = %uid, reason = %why, "pod not yet as it should be")
+            }
         }
     }
 

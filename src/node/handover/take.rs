@@ -104,7 +104,8 @@ impl Predecessor {
         loop {
             let received = self.packets.receive_all(LARGEST);
             let received = tokio::time::timeout(SILENCE, received).await;
-            let (message, beside) = received.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            let (message, beside) =
+                received.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             if into.add(understood(&message)?, beside)? {
                 return Ok(());
             }

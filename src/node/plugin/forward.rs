@@ -21,7 +21,10 @@ pub(crate) fn forward(path: &Path, request: &Request, netns: Option<&Netns>) -> 
 
 fn ask(path: &Path, request: &Request, netns: Option<&Netns>) -> io::Result<Answer> {
     let packets = Packets::connect(path, PATIENCE)?;
-    packets.send(&serde_json::to_vec(request)?, netns.map(|netns| netns.as_fd()))?;
+    packets.send(
+        &serde_json::to_vec(request)?,
+        netns.map(|netns| netns.as_fd()),
+    )?;
     let (answer, _) = packets.receive(LARGEST)?;
     Ok(serde_json::from_slice(&answer)?)
 }

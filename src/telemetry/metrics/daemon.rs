@@ -225,7 +225,11 @@ impl Daemon {
                 "handovers",
                 "Hand-overs between this daemon and the one before or after it, by outcome: inherited, handed, failed, taken_back",
             ),
-            handover_pods: add(to, "handover_pods", "Pods that passed in the last hand-over"),
+            handover_pods: add(
+                to,
+                "handover_pods",
+                "Pods that passed in the last hand-over",
+            ),
             handover_listeners: add(
                 to,
                 "handover_listeners",
