@@ -31,6 +31,8 @@ pub(crate) struct Doors {
     wishes: mpsc::UnboundedSender<Wish>,
     /// Admin, metrics and readiness.
     ports: Vec<Task>,
+    /// Whether these are the next daemon's.
+    lent: bool,
     admin: Option<Task>,
     plugin: Option<Task>,
     handover: Option<Task>,
@@ -49,6 +51,7 @@ impl Doors {
             asked,
             wishes,
             ports: Vec::new(),
+            lent: false,
             admin: None,
             plugin: None,
             handover: None,
@@ -128,7 +131,8 @@ impl Doors {
     /// has what is missing may be about to end.
     pub(crate) fn tend(&mut self) {
         let here = self.open_here();
-        match here.and_then(|()| self.open_ports()) {
+        let ports = |()| if self.lent { Ok(()) } else { self.open_ports() };
+        match here.and_then(ports) {
             Ok(()) => self.told = None,
             Err(error) => {
                 let why = Chain(&error).to_string();
@@ -141,8 +145,21 @@ impl Doors {
     }
 
     /// Lets go of the ports.
-    pub(crate) fn close_ports(&mut self) {
+    pub(crate) fn lend_ports(&mut self) {
         self.ports.clear();
+        self.lent = true;
+    }
+
+    /// Opens everything again in a daemon that is alone again. What is in the run directory was
+    /// another's since, if it was `handed`.
+    pub(crate) fn return_to(&mut self, handed: bool) {
+        self.lent = false;
+        if handed {
+            self.admin = None;
+            self.plugin = None;
+            self.handover = None;
+        }
+        self.tend();
     }
 
     /// The next daemon stands at the sockets in the run directory now. Who found this one there
@@ -154,13 +171,6 @@ impl Doors {
 
     /// No daemon is to take over from this one any more.
     pub(crate) fn close_handover(&mut self) {
-        self.handover = None;
-    }
-
-    /// What is in the run directory is another's, or nobody's: to be opened anew.
-    pub(crate) fn forget_here(&mut self) {
-        self.admin = None;
-        self.plugin = None;
         self.handover = None;
     }
 

@@ -47,6 +47,9 @@ use crate::tunnel;
 /// What cut connections get to write their records.
 const FAREWELL: Duration = Duration::from_millis(100);
 
+/// How long the daemon that runs may take to close its ports, after it has said that it does.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -214,7 +217,7 @@ async fn run_control(
     let (mut doors, asked) = Doors::new(desk);
     if predecessor.is_some() {
         // What lies in the run directory is its own until it hands over.
-        doors.open_ports()?;
+        open_ports(&mut doors).await?;
     } else {
         doors.open()?;
     }
@@ -258,6 +261,17 @@ async fn run_control(
     tokio::time::sleep(FAREWELL).await;
     tracing::info!("node daemon ended");
     ended.map_err(|error| StartError::Handover(Box::new(error)))
+}
+
+/// Opens the ports that the daemon before is just letting go.
+async fn open_ports(doors: &mut Doors) -> Result<(), StartError> {
+    let until = Instant::now() + LETTING_GO;
+    loop {
+        match doors.open_ports() {
+            Err(_) if Instant::now() < until => tokio::time::sleep(LETTING_GO / 100).await,
+            done => return done,
+        }
+    }
 }
 
 /// The daemon that runs on this node already, if it is going to hand over.

@@ -18,6 +18,7 @@ mod support;
 
 mod absent;
 mod chain;
+mod handover;
 mod install;
 mod marks;
 mod probes;

@@ -21,7 +21,7 @@ fn start(lab: &mut Lab, server: &ApiServer) {
     lab.install(1, daemon);
 }
 
-fn server(lab: &Lab) -> ApiServer {
+pub(crate) fn server(lab: &Lab) -> ApiServer {
     let server = ApiServer::start(Options {
         namespace: Some(lab.node(1).share_netns()),
         ..Options::default()
@@ -33,7 +33,7 @@ fn server(lab: &Lab) -> ApiServer {
     server
 }
 
-fn mark(server: &ApiServer, name: &str) -> Value {
+pub(crate) fn mark(server: &ApiServer, name: &str) -> Value {
     let pod = server.object("v1", "Pod", "mesh", name);
     pod.map_or(Value::Null, |pod| {
         pod["metadata"]["annotations"][MARK].clone()

@@ -35,7 +35,16 @@ pub(super) enum Charge {
     /// Ours, and about to be the next daemon's: nothing is begun any more.
     Handing(Handing),
     /// The next daemon's.
-    Handed(Vec<Task>),
+    Handed(Handed),
+}
+
+/// A hand-over that is done.
+pub(super) struct Handed {
+    since: Instant,
+    /// Waits for the last connection from before.
+    last: Task,
+    /// Waits for the end of whoever serves now.
+    watch: Option<Task>,
 }
 
 /// A hand-over under way.
@@ -114,7 +123,7 @@ impl Control {
         );
         let here = Netns::current().map(|here| here.cookie());
         if here.is_ok_and(|here| here == hello.network) {
-            self.doors.close_ports();
+            self.doors.lend_ports();
         }
         self.successor = Some(Successor {
             process: hello.process,
@@ -223,18 +232,18 @@ impl Control {
         }
         self.doors.stand_aside();
         self.forward_waiting();
-        let drained = ask(&self.workers, Command::Drain);
-        let begin = Instant::now();
+        let (drained, since) = (ask(&self.workers, Command::Drain), Instant::now());
         let last = async move {
             for worker in drained {
                 let _ = worker.await;
             }
-            tracing::info!(
-                duration = format_args!("{}ms", begin.elapsed().as_millis()),
-                "the last connection from before the hand-over has ended",
-            );
+            tell_last(since);
         };
-        self.charge = Charge::Handed(vec![task::spawn("last connection", last)]);
+        self.charge = Charge::Handed(Handed {
+            since,
+            last: task::spawn("last connection", last),
+            watch: None,
+        });
         self.end_if_told();
     }
 
@@ -251,7 +260,7 @@ impl Control {
         self.charge = Charge::Own;
         if self.ending.is_none() {
             self.tell(|| Command::Resume);
-            self.doors.tend();
+            self.doors.return_to(false);
         }
         self.end_if_told();
     }
@@ -259,14 +268,14 @@ impl Control {
     /// The daemon that had taken over is gone. Another may have taken over from that one.
     fn left_alone(&mut self) {
         self.successor = None;
-        if let Charge::Handed(tasks) = &mut self.charge {
+        if let Charge::Handed(handed) = &mut self.charge {
             let (path, node) = (self.config.handover_socket(), self.shared.node.clone());
             let events = self.events.clone();
             let watch = async move {
                 handover::watch(&path, &node).await;
                 let _ = events.send(Event::Alone);
             };
-            tasks.push(task::spawn("watch", watch));
+            handed.watch = Some(task::spawn("watch", watch));
         }
     }
 
@@ -284,10 +293,21 @@ impl Control {
         // Nothing is said of a pod before it has had its time to be captured again.
         self.marks = Marks::default();
         self.tell(|| Command::Resume);
-        self.doors.forget_here();
-        self.doors.tend();
+        self.doors.return_to(true);
         self.publish();
         self.show();
+    }
+
+    /// When this daemon handed over, if connections from before are still carried. Whoever asks is
+    /// to tell of the last.
+    pub(super) fn carries_since(&mut self) -> Option<Instant> {
+        match &mut self.charge {
+            Charge::Handed(handed) if !handed.last.is_over() => {
+                handed.last = task::spawn("last connection", std::future::ready(()));
+                Some(handed.since)
+            }
+            _ => None,
+        }
     }
 
     /// Process id and version of the next daemon.
@@ -338,6 +358,14 @@ async fn ask_all(
     for answered in ask(workers, command) {
         let _ = answered.await;
     }
+}
+
+/// Tells that what was carried at the hand-over `since` has ended.
+pub(super) fn tell_last(since: Instant) {
+    tracing::info!(
+        duration = format_args!("{}ms", since.elapsed().as_millis()),
+        "the last connection from before the hand-over has ended",
+    );
 }
 
 pub(super) fn count(daemon: &Daemon, outcome: &'static str) {

@@ -32,7 +32,7 @@ use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
 use crate::node::config::{Config, Source};
 use crate::node::control::feed::Feed;
-use crate::node::control::handing::{Charge, Successor, ask};
+use crate::node::control::handing::{Charge, Successor, ask, tell_last};
 use crate::node::control::plugging::Plugged;
 use crate::node::control::taking::{Before, Legacy};
 use crate::node::doors::{Callers, Doors};
@@ -421,14 +421,17 @@ impl Control {
         self.held.clear();
         let drained = ask(&self.workers, Command::Drain);
         let (events, limit) = (self.events.clone(), self.config.drain);
+        let since = self.carries_since();
         let wait = async move {
             let all = async {
                 for worker in drained {
                     let _ = worker.await;
                 }
             };
-            if tokio::time::timeout(limit, all).await.is_err() {
-                tracing::warn!("the time to drain is over, cutting what is left");
+            match (tokio::time::timeout(limit, all).await, since) {
+                (Err(_), _) => tracing::warn!("the time to drain is over, cutting what is left"),
+                (Ok(()), Some(since)) => tell_last(since),
+                (Ok(()), None) => {}
             }
             let _ = events.send(Event::Drained);
         };
