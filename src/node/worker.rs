@@ -466,6 +466,8 @@ impl Worker {
     }
 
     fn drain(self: &Rc<Self>, answer: oneshot::Sender<()>) {
+        // Whoever accepts from now on is another daemon.
+        self.alone.set(false);
         for served in self.served.borrow_mut().values_mut() {
             served.listeners.clear();
             served.ending.reach(Stage::Begun);

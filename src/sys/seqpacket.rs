@@ -293,6 +293,13 @@ impl Packets {
         SockRef::from(&self.0).shutdown(Shutdown::Read)
     }
 
+    /// Whether this process is at the other end as well.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        let peer = getsockopt(&self.0, PeerCredentials);
+        peer.is_ok_and(|peer| u32::try_from(peer.pid()) == Ok(std::process::id()))
+    }
+
     /// The user id of the process at the other end, when it connected.
     ///
     /// # Errors
@@ -362,6 +369,7 @@ mod tests {
         let (bytes, descriptor) = far.receive(100).unwrap();
         assert_eq!((&bytes[..], descriptor.is_none()), (&b"two"[..], true));
         assert_eq!(far.peer_uid().unwrap(), nix::unistd::getuid().as_raw());
+        assert!(near.is_own() && far.is_own());
         near.send(b"too long", None).unwrap();
         let cut = far.receive(3).unwrap_err();
         assert_eq!(cut.kind(), io::ErrorKind::InvalidData);

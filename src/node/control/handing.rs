@@ -4,7 +4,7 @@
 //! things is that of [`handover`](crate::node::handover).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +53,8 @@ pub(super) struct Handing {
     /// Where everything goes as soon as nothing is under way.
     answer: Option<oneshot::Sender<Estates>>,
     pods: usize,
+    /// Since when nobody accepts.
+    paused: Arc<OnceLock<Instant>>,
     /// What is done beside the loop.
     work: Option<Task>,
 }
@@ -92,6 +94,7 @@ impl Control {
                     since: Instant::now(),
                     answer: Some(answer),
                     pods: 0,
+                    paused: Arc::default(),
                     work: None,
                 });
                 self.list_estates();
@@ -134,7 +137,7 @@ impl Control {
 
     /// Gathers what passes, once nothing is under way any more.
     pub(super) fn list_estates(&mut self) {
-        let busy = self.checking || !self.pods.is_idle();
+        let busy = (self.checking || !self.pods.is_idle()) && self.ending.is_none();
         let Charge::Handing(handing) = &mut self.charge else {
             return;
         };
@@ -188,7 +191,7 @@ impl Control {
         let Charge::Handing(handing) = &mut self.charge else {
             return;
         };
-        let workers = self.workers.clone();
+        let (workers, paused) = (self.workers.clone(), handing.paused.clone());
         let announcements = self.shared.announcements.clone();
         let stop = async move {
             let arrived = async {
@@ -202,6 +205,7 @@ impl Control {
                     "connections between pods of this node are stuck, and will be reset"
                 );
             }
+            let _ = paused.set(Instant::now());
             ask_all(&workers, Command::Pause).await;
             let _ = answer.send(());
         };
@@ -209,10 +213,11 @@ impl Control {
     }
 
     fn handed(&mut self) {
-        let Charge::Handing(Handing { since, pods, .. }) = self.charge else {
+        let Charge::Handing(handing) = &self.charge else {
             return;
         };
-        let took = since.elapsed();
+        let (took, pods) = (handing.since.elapsed(), handing.pods);
+        let paused = handing.paused.get().map(Instant::elapsed);
         let daemon = &self.shared.metrics.daemon;
         count(daemon, "handed");
         daemon.handover_seconds.set(took.as_secs_f64());
@@ -224,6 +229,7 @@ impl Control {
             pods,
             listeners,
             duration = format_args!("{}ms", took.as_millis()),
+            paused = format_args!("{}us", paused.unwrap_or_default().as_micros()),
             "handed over: accepting nothing more, what is carried goes on",
         );
         let settled: Vec<_> = self.pods.captured().map(|pod| pod.uid.clone()).collect();

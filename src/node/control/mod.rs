@@ -401,19 +401,18 @@ impl Control {
     /// Accepts nothing more in any pod, and says when the last connection has ended. Rules stay:
     /// the pods fail closed until the next daemon takes them over.
     fn drain_all(&mut self) -> Ending {
-        let drain = self.config.drain;
-        if self.has_handed() {
-            let (process, _) = self.names();
-            tracing::info!(
+        let (drain, (process, _)) = (self.config.drain, self.names());
+        match &self.charge {
+            Charge::Handed(_) => tracing::info!(
                 ?drain,
                 successor.process = process,
-                "ending: the pods are served by the next daemon"
-            );
-        } else {
-            tracing::info!(
+                "ending: the pods are served by the next daemon",
+            ),
+            Charge::Awaited(..) => tracing::info!("ending: the daemon that runs goes on"),
+            Charge::Own | Charge::Handing(_) => tracing::info!(
                 ?drain,
                 "ending: captured pods fail closed until a daemon runs again",
-            );
+            ),
         }
         // Who waits to take the pods back may do so.
         self.doors.close_handover();
