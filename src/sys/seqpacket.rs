@@ -57,6 +57,16 @@ impl Listener {
         })
     }
 
+    /// The same, but the path stays when this is dropped, and leads nowhere (`ECONNREFUSED`). To
+    /// look whose it is and to remove it are two steps: for a listener that goes at the very moment
+    /// at which another takes its place, they are one too many.
+    #[must_use]
+    pub fn leaving_its_path(mut self) -> Self {
+        // No file has this number.
+        self.inode = 0;
+        self
+    }
+
     /// The same on this runtime.
     ///
     /// # Errors
@@ -411,6 +421,10 @@ mod tests {
         second.accept().unwrap();
         drop(second);
         assert!(!path.exists());
+        drop(Listener::bind(&path).unwrap().leaving_its_path());
+        let gone = Packets::connect(&path, Duration::from_secs(5)).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+        drop(Listener::bind(&path).unwrap());
         let gone = Packets::connect(&path, Duration::from_secs(5)).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     }

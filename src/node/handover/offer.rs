@@ -48,7 +48,7 @@ type Wishes = mpsc::UnboundedSender<Wish>;
 ///
 /// As [`Listener::bind`].
 pub(crate) fn serve(path: &Path, to: Wishes) -> io::Result<task::Task> {
-    let listener = Listener::bind(path)?.waiting()?;
+    let listener = Listener::bind(path)?.leaving_its_path().waiting()?;
     Ok(task::spawn_local("handover socket", accept(listener, to)))
 }
 
