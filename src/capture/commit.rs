@@ -104,7 +104,7 @@ impl Capture {
         Ok(())
     }
 
-    fn renew(&mut self, before: &Before) -> Result<(), Error> {
+    pub(crate) fn renew(&mut self, before: &Before) -> Result<(), Error> {
         let own = belongs(&self.netns, &self.addresses)?;
         self.v6 = route::has_loopback(&self.netns, true)
             .map_err(Error::kernel("look for loopback addresses"))?;
@@ -204,7 +204,7 @@ impl Capture {
     }
 
     /// Notes how the kernel has the rules, to compare with later.
-    fn note(&mut self) -> Result<(), Error> {
+    pub(crate) fn note(&mut self) -> Result<(), Error> {
         self.noted = Noted::of(&self.netns, self.written.take())?;
         Ok(())
     }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use crate::capture::commit::{before, connections, end};
@@ -20,7 +21,7 @@ use crate::sys::netlink;
 use crate::sys::netns::Netns;
 use crate::sys::route::{self, Routing};
 use crate::sys::sockdiag::{self, Tcp};
-use crate::sys::socket::{self, Listener};
+use crate::sys::socket;
 
 /// How many connections may wait to be accepted, per listener. The pod's `net.core.somaxconn`
 /// bounds it.
@@ -54,7 +55,7 @@ pub struct Capture {
     pub(crate) noted: Noted,
     /// What was written last, until it is noted.
     pub(crate) written: Option<Written>,
-    fresh: Vec<WorkerListeners>,
+    pub(crate) fresh: Vec<WorkerListeners>,
     pub(crate) treated: Treated,
 }
 
@@ -297,7 +298,7 @@ pub(crate) fn route_error(v6: bool) -> impl FnOnce(std::io::Error) -> Error {
     move |cause| Error::Route { family, cause }
 }
 
-fn workers(count: usize) -> Vec<WorkerListeners> {
+pub(crate) fn workers(count: usize) -> Vec<WorkerListeners> {
     std::iter::repeat_with(WorkerListeners::default)
         .take(count)
         .collect()
@@ -308,7 +309,7 @@ pub(crate) fn families(v6: bool) -> impl Iterator<Item = Family> {
     std::iter::once(Family::V4).chain(v6.then_some(Family::V6))
 }
 
-fn loopback(port: Port, family: Family) -> SocketAddr {
+pub(crate) fn loopback(port: Port, family: Family) -> SocketAddr {
     let ip = match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
         Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -316,7 +317,8 @@ fn loopback(port: Port, family: Family) -> SocketAddr {
     SocketAddr::new(ip, port.number())
 }
 
-fn inode(listener: &Listener) -> std::io::Result<u32> {
+/// The number by which the kernel lists a socket.
+pub(crate) fn inode(listener: &impl AsFd) -> std::io::Result<u32> {
     let stat = nix::sys::stat::fstat(listener)?;
     // sock_diag tells the lower half; socket inodes are counted with 32 bits.
     Ok((stat.st_ino & 0xffff_ffff) as u32)

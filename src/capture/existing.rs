@@ -7,6 +7,8 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::sys::sockdiag::{State, Tcp};
 use crate::sys::socket::{MARK_MASK, OWN_MARK};
 
@@ -30,7 +32,7 @@ pub struct Treated {
 }
 
 /// The two ends of a TCP connection, as the pod's own socket has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Connection {
     /// The application's end.
     pub local: SocketAddr,

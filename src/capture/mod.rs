@@ -15,6 +15,7 @@ mod accept;
 mod attest;
 mod commit;
 mod enrol;
+mod estate;
 mod existing;
 mod find;
 mod nft;
@@ -32,6 +33,7 @@ use crate::sys::socket::Listener;
 pub use accept::{ACCEPT_PAUSE, AcceptError, Accepted, Captured, Refused, accept, classify};
 pub use attest::Kubelet;
 pub use enrol::{Capture, Options, clean, enrol, leftover};
+pub use estate::{Estate, inherit};
 pub use existing::{Connection, Existing, Treated};
 pub use find::{Missing, Sought, find};
 pub use nft::Failure;
@@ -167,6 +169,9 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
+    /// What another daemon handed over is no listener of this pod's.
+    #[error("a listener that was handed over is none of this pod's")]
+    NoListener(#[source] io::Error),
     /// All was written, and yet something is not there.
     #[error("capture does not hold")]
     NotHeld(#[source] Box<Drift>),
@@ -186,6 +191,7 @@ impl Error {
             Self::Rules { .. } => "rules",
             Self::Route { .. } => "route",
             Self::Kernel { .. } => "kernel",
+            Self::NoListener(_) => "no_listener",
             Self::NotHeld(_) => "not_held",
         }
     }

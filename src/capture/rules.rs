@@ -106,6 +106,12 @@ impl Rules<'_> {
         format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
     }
 
+    /// The name by which these rules can be told from any others, also by another version of this
+    /// program.
+    pub(crate) fn name(&self) -> String {
+        self.config(&self.body())
+    }
+
     /// The name of an empty chain by which anyone can tell from the kernel what these rules are.
     fn config(&self, body: &str) -> String {
         let mode = match self.mode {
@@ -479,6 +485,12 @@ pub(crate) fn thaw(connections: &[Connection]) -> String {
 /// Whether rules, as `nft list table` prints them, are those of [`Mode::Draining`].
 pub(crate) fn is_draining(listing: &str) -> bool {
     listing.contains(&format!("chain {DRAINING}"))
+}
+
+/// The name of the rules that `nft list table` printed, as [`Rules::name`] gives it.
+pub(crate) fn name_in(listing: &str) -> Option<&str> {
+    let mut words = listing.split_whitespace();
+    words.find(|word| word.starts_with(FULL) || word.starts_with(DRAINING))
 }
 
 /// The connections in a set, as `nft list set` prints it.

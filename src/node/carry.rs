@@ -14,9 +14,9 @@ use futures_util::future::OptionFuture;
 
 use crate::deliver::{self, Relay, Splice};
 use crate::node::error::Error;
-use crate::node::kept::Kept;
 use crate::node::live::{Entered, Metered};
 use crate::node::same_node::Beside;
+use crate::node::worker::Worker;
 use crate::task;
 use crate::tunnel;
 
@@ -63,14 +63,16 @@ impl Joined {
         })
     }
 
-    /// Keeps what can be used again of a connection that has ended in order.
-    fn keep(&mut self, kept: &Kept) {
+    /// Keeps what can be used again of a connection that has ended in order, unless another daemon
+    /// may be about to serve one of its pods.
+    fn keep(&mut self, worker: &Worker) {
         if let Self::Beside(splice, beside) = self
             && let Some(way) = beside.way
             && let Some((half, socket)) = splice.unpick()
             && let Some(both) = half.give_back(socket)
+            && worker.is_alone()
         {
-            kept.give(way, both, Instant::now());
+            worker.kept.give(way, both, Instant::now());
         }
     }
 }
@@ -89,7 +91,7 @@ impl Future for Carrying {
         };
         let connection = (*live).clone();
         if ended.as_ref().is_ok_and(|end| end.fault.is_none()) {
-            joined.keep(&connection.worker.kept);
+            joined.keep(&connection.worker);
         }
         // What is still joined is reset, and listed no more, before its record says so.
         this.0 = None;

@@ -82,6 +82,12 @@ impl Config {
     pub fn plugin_socket(&self) -> PathBuf {
         self.run_dir.join(plugin::SOCKET)
     }
+
+    /// The unix socket on which the next daemon asks this one for its pods.
+    #[must_use]
+    pub fn handover_socket(&self) -> PathBuf {
+        self.run_dir.join("handover.sock")
+    }
 }
 
 /// Where the CNI plugin is kept installed.

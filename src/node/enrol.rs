@@ -5,6 +5,7 @@
 //! time; a namespace in which a call hangs holds up no other pod.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use crate::capture::{self, Capture, Drift, Sought, WorkerListeners};
+use crate::capture::{self, Capture, Drift, Estate, Sought, WorkerListeners};
 use crate::causes::Causes;
+use crate::node::handover::PodEstate;
 use crate::node::pods::{Place, Wanted};
 use crate::sys::netns::Netns;
 use crate::task;
@@ -77,6 +79,19 @@ impl Held {
         self.kept.load(Ordering::Relaxed)
     }
 
+    /// What another daemon is to know of it, with those of `listeners` that are its own, in order.
+    pub(crate) fn estate(&self, listeners: Vec<OwnedFd>) -> Option<(Estate, Vec<OwnedFd>)> {
+        let guard = self.capture();
+        let capture = guard.as_ref()?;
+        Some((capture.estate()?, capture.in_order(listeners)))
+    }
+
+    /// The capture is another daemon's from now on: nothing is done to it any more.
+    pub(crate) fn give_up(&self) {
+        // Dropping a capture leaves it as it stands.
+        drop(self.capture().take());
+    }
+
     fn capture(&self) -> MutexGuard<'_, Option<Capture>> {
         self.capture.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,6 +99,16 @@ impl Held {
 
 /// What a successful enrolment yields.
 pub(crate) struct Enrolled {
+    /// To be kept for as long as the pod is captured.
+    pub(crate) held: Arc<Held>,
+    /// One set per worker.
+    pub(crate) listeners: Vec<WorkerListeners>,
+}
+
+/// A captured pod that another daemon handed over.
+pub(crate) struct Inherited {
+    /// What it is, as the other had it.
+    pub(crate) wanted: Wanted,
     /// To be kept for as long as the pod is captured.
     pub(crate) held: Arc<Held>,
     /// One set per worker.
@@ -147,6 +172,54 @@ impl Enroller {
                 held: Held::new(netns, capture),
                 listeners,
             })
+        })
+        .await
+    }
+
+    /// Takes over captured pods, as far as they are what the other daemon says; tells by name why
+    /// others are not. Nothing of them changes yet.
+    pub(crate) async fn inherit(
+        &self,
+        pods: Vec<PodEstate>,
+    ) -> (Vec<Inherited>, Vec<(Arc<str>, String)>) {
+        let options = self.options;
+        let inherit = move || {
+            let (mut taken, mut failed) = (Vec::new(), Vec::new());
+            for pod in pods {
+                let PodEstate {
+                    wanted,
+                    netns,
+                    estate,
+                    listeners,
+                } = pod;
+                match capture::inherit(&netns, estate, listeners, &options) {
+                    Ok(mut capture) => {
+                        let listeners = capture.take_listeners();
+                        let held = Held::new(netns, capture);
+                        taken.push(Inherited {
+                            wanted,
+                            held,
+                            listeners,
+                        });
+                    }
+                    Err(error) => failed.push((wanted.name, Causes(&error).to_string())),
+                }
+            }
+            (taken, failed)
+        };
+        task::blocking("inherit", inherit).await.unwrap_or_default()
+    }
+
+    /// Makes an inherited capture as this daemon wants it; listeners that had to be made.
+    pub(crate) async fn settle_in(&self, held: Arc<Held>) -> Result<Vec<WorkerListeners>, String> {
+        self.blocking("settle in", move || {
+            let mut guard = held.capture();
+            let Some(capture) = guard.as_mut() else {
+                return Ok(Vec::new());
+            };
+            let settled = capture.settle_in();
+            settled.map_err(|error| Causes(&error).to_string())?;
+            Ok(capture.take_listeners())
         })
         .await
     }

@@ -9,17 +9,21 @@
 //!
 //! Start: check the environment, open the certificate authority, start the workers, read the
 //! sources, publish the first world, capture the pods. End: accept nothing more, drain, leave the
-//! rules in place, so that captured pods fail closed until the next daemon takes them over.
+//! rules in place, so that captured pods fail closed until the next daemon takes them over. Where
+//! the next one starts while this one runs, they pass with their listeners ([`handover`]).
 
+mod accepting;
 mod account;
 mod admin;
 mod busy_poll;
 mod carry;
 pub mod config;
 mod control;
+mod doors;
 mod enrol;
 mod error;
 mod events;
+mod handover;
 mod handshakes;
 mod inbound;
 mod kept;

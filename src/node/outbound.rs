@@ -140,7 +140,9 @@ impl Leaving<'_> {
         if target.workload.uid == self.local.workload.uid {
             return self.to_itself(target, captured).await;
         }
-        if same_node && self.worker.shared.same_node == SameNode::Direct {
+        let direct = self.worker.shared.same_node == SameNode::Direct;
+        // Another daemon may be the one to accept there: what it can recognise is a tunnel.
+        if same_node && direct && self.worker.is_alone() {
             if !target.served {
                 return Err(Error::DestinationNotServed);
             }
@@ -217,6 +219,7 @@ impl Leaving<'_> {
             {
                 return Ok(self.again(live, captured, (pod, idle), announcement));
             }
+            let dialling = self.worker.dialling();
             let announcements = &self.worker.shared.announcements;
             let announce = |local| {
                 let announced = announcements.announce(local, via.get(), announcement.clone())?;
@@ -227,14 +230,15 @@ impl Leaving<'_> {
             };
             let lane = self.worker.lane;
             let permit = &live.permit;
-            let dialling = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
-            let (socket, announced) = dialling.await.map_err(|error| {
+            let dial = deliver::dial_announced(permit, netns, from, via.get(), lane, announce);
+            let (socket, announced) = dial.await.map_err(|error| {
                 // The other side may have refused before this one knew that it was connected.
                 match announcement.refused.get() {
                     Some(outcome) => Error::RefusedBeside(*outcome),
                     None => error.into(),
                 }
             })?;
+            drop(dialling);
             let (near, meter) = (captured.socket, Metered::from_source(live));
             let mut splice = deliver::splice(permit, near, socket, meter);
             let (announced, seat) = announced;

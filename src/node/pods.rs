@@ -189,6 +189,31 @@ impl Pods {
         }
     }
 
+    /// Takes note of a pod that another daemon had captured.
+    pub(crate) fn inherit(&mut self, pod: Wanted, now: Instant) {
+        let mut entry = Entry::new(pod, now);
+        entry.state = State::Captured;
+        entry.due = None;
+        self.entries.insert(entry.wanted.uid.clone(), entry);
+    }
+
+    /// Nothing is captured by us any more, but what runs out: the rest is to be captured anew.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        self.entries
+            .retain(|_, entry| entry.still_wanted || entry.state == State::Draining);
+        for entry in self.entries.values_mut() {
+            if entry.state != State::Draining {
+                *entry = Entry::new(entry.wanted.clone(), now);
+            }
+        }
+    }
+
+    /// Whether no action is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        let acts = |entry: &Entry| matches!(entry.state, State::Enrolling | State::Releasing);
+        !self.entries.values().any(acts)
+    }
+
     /// The kernel's state of a captured pod is not what it should be and was not mended: its
     /// namespace was replaced or is gone.
     pub(crate) fn drifted(&mut self, uid: &str, why: &str, now: Instant) {
@@ -476,6 +501,29 @@ mod tests {
         assert_eq!(pods.due(at(t, 30_000)), vec![Action::Release("a".into())]);
         pods.done("a", Outcome::Released, at(t, 30_000));
         assert_eq!(pods.entries().count(), 0);
+    }
+
+    #[test]
+    fn an_inherited_pod_is_left_alone_while_it_is_wanted_where_it_is() {
+        let t = Instant::now();
+        let mut pods = Pods::new(Duration::from_secs(30));
+        for uid in ["a", "b", "c"] {
+            pods.inherit(pod(uid, "/x"), t);
+        }
+        pods.want(vec![pod("a", "/x"), pod("b", "/y")], t);
+        let actions = pods.due(t);
+        assert_eq!(
+            actions,
+            vec![Action::Abandon("b".into()), Action::Drain("c".into())]
+        );
+        assert!(!pods.is_idle());
+        pods.done("b", Outcome::Released, t);
+        pods.done("c", Outcome::Draining, t);
+        assert!(pods.is_idle());
+        pods.begin_anew(t);
+        let actions = pods.due(t);
+        let expected = [pod("a", "/x"), pod("b", "/y")].map(Action::Enrol);
+        assert_eq!(actions, expected, "and c drains on");
     }
 
     #[test]

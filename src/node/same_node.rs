@@ -6,6 +6,10 @@
 //! only then connects. The side that accepts takes the announcement out. An address pair is one
 //! socket's alone while that socket lives, so nobody else can arrive under it.
 //!
+//! The registry is one daemon's. While a pod's listeners pass to the next daemon
+//! ([`handover`](crate::node::handover)), this one dials its neighbours through tunnels, and stops
+//! accepting only when all that it announced has arrived.
+//!
 //! The one lock of the data path is here, held for one map operation per same-node connection.
 
 use std::collections::HashMap;
@@ -69,6 +73,11 @@ impl SameNode {
             pair,
             ticket,
         })
+    }
+
+    /// Whether nobody is on the way: all that was announced has been accepted or given up.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().by_pair.is_empty()
     }
 
     /// Takes the announcement of the connection between these ends, once.

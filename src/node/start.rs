@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::authorize;
@@ -24,10 +24,11 @@ use crate::identify::{self, Index};
 use crate::node::admin::{Board, Desk};
 use crate::node::busy_poll::{self, BusyPoll};
 use crate::node::config::{CaSpec, Config, Existing, Source};
-use crate::node::control::Control;
+use crate::node::control::{Control, Parts};
+use crate::node::doors::Doors;
 use crate::node::enrol::Enroller;
 use crate::node::events;
-use crate::node::plugin;
+use crate::node::handover::{self, Hello, Met, Predecessor, Wants};
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
@@ -37,13 +38,16 @@ use crate::pki::{Certificates, Issuer};
 use crate::sys;
 use crate::sys::socket;
 use crate::task;
-use crate::telemetry::http::{self, Listener};
+use crate::telemetry::http;
 use crate::telemetry::log::{self, Log};
 use crate::telemetry::metrics::Metrics;
 use crate::tunnel;
 
 /// What cut connections get to write their records.
 const FAREWELL: Duration = Duration::from_millis(100);
+
+/// How long the daemon that runs may take to close its ports, after it has said that it does.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,9 @@ pub enum StartError {
     /// The CNI plugin cannot be served.
     #[error("cannot serve the CNI plugin at {0}: choose another directory with --run-dir")]
     Plugin(PathBuf, #[source] io::Error),
+    /// Another daemon runs, and this one cannot be the next.
+    #[error("cannot take over from the daemon that runs")]
+    Handover(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The system refused a thread, a runtime or a signal handler.
     #[error("cannot start {0}")]
     System(&'static str, #[source] io::Error),
@@ -202,14 +209,16 @@ async fn run_control(
         log,
         started: Instant::now(),
     });
-    let mut tasks = serve(&config, &desk)?;
-    tasks.push(task::spawn(
-        "certificates",
-        shared.certificates.clone().run(),
-    ));
-    let (asked, questions) = mpsc::unbounded_channel();
-    let socket = config.plugin_socket();
-    tasks.push(plugin::serve(&socket, asked).map_err(|cause| StartError::Plugin(socket, cause))?);
+    let predecessor = predecessor(&config).await?;
+    let over = watch::Sender::new(false);
+    let (mut doors, asked) = Doors::new(desk, over.subscribe());
+    if predecessor.is_some() {
+        // What lies in the run directory is its own until it hands over.
+        open_ports(&mut doors).await?;
+    } else {
+        doors.open()?;
+    }
+    let _certificates = task::spawn("certificates", shared.certificates.clone().run());
     let signals = task::ends().map_err(|cause| StartError::System("a signal handler", cause))?;
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(&config));
@@ -225,69 +234,60 @@ async fn run_control(
         workers = config.workers,
         "node daemon started",
     );
-    let control = Control::new(
-        config.clone(),
+    let parts = Parts {
+        config,
         shared,
-        workers.clone(),
+        workers: workers.clone(),
         index,
         policies,
         enroller,
         board,
-    )
-    .map_err(|cause| StartError::System("the watch of the API server", cause))?;
-    if let Some(install) = config.install.clone() {
-        let installed = desk.shared.metrics.daemon.plugin_installed.clone();
-        let keep = plugin::keep(config, install, installed, control.over());
-        tasks.push(task::spawn("install", keep));
-    }
-    control.run(signals, questions).await;
+        doors,
+        over,
+    };
+    let mut control = Control::new(parts, predecessor)
+        .map_err(|cause| StartError::System("the watch of the API server", cause))?;
+    let ended = control.run(signals, asked).await;
     for worker in &workers {
         let _ = worker.send(Command::End);
     }
     // Cut connections write their records on the way out.
     tokio::time::sleep(FAREWELL).await;
     tracing::info!("node daemon ended");
-    Ok(())
+    ended.map_err(|error| StartError::Handover(Box::new(error)))
 }
 
-/// Serves admin, metrics and readiness.
-fn serve(config: &Config, desk: &Rc<Desk>) -> Result<Vec<task::Task>, StartError> {
-    let tcp = |purpose, address, flag| {
-        Listener::tcp(address).map_err(|cause: http::Error| cause.of(purpose, flag))
-    };
-    let unix = Listener::unix(&config.admin_socket());
-    let unix = unix.map_err(|cause| cause.of("admin", "--run-dir"))?;
-    let mut tasks = Vec::new();
-    for listener in [unix, tcp("admin", config.admin, "--admin")?] {
-        let desk = desk.clone();
-        tasks.push(http_server(listener, move |request| {
-            let desk = desk.clone();
-            async move { http::admin::admin(&*desk, request).await }
-        }));
+/// Opens the ports that the daemon before is just letting go.
+async fn open_ports(doors: &mut Doors) -> Result<(), StartError> {
+    let until = Instant::now() + LETTING_GO;
+    loop {
+        match doors.open_ports() {
+            Err(_) if Instant::now() < until => tokio::time::sleep(LETTING_GO / 100).await,
+            done => return done,
+        }
     }
-    let listener = tcp("metrics", config.metrics, "--metrics")?;
-    let metrics = desk.clone();
-    tasks.push(http_server(listener, move |request| {
-        let response = http::admin::metrics(&*metrics, &request);
-        async move { response }
-    }));
-    let listener = tcp("readiness", config.ready, "--ready")?;
-    let ready = desk.clone();
-    tasks.push(http_server(listener, move |request| {
-        let response = http::admin::ready(&*ready, &request);
-        async move { response }
-    }));
-    Ok(tasks)
 }
 
-fn http_server<A>(listener: Listener, route: impl Fn(http::Request) -> A + 'static) -> task::Task
-where
-    A: Future<Output = http::Response> + 'static,
-{
-    task::spawn_local("http", async move {
-        let Err(error) = http::serve(listener, route).await;
-        tracing::error!(error = %error, "an admin server ended");
-    })
+/// The daemon that runs on this node already, if it is going to hand over.
+async fn predecessor(config: &Config) -> Result<Option<Predecessor>, StartError> {
+    let hello = Hello::new(Wants::Pods, &config.node)
+        .map_err(|cause| StartError::System("the daemon's own network namespace", cause))?;
+    match handover::meet(&config.handover_socket(), &hello).await {
+        Err(error) => Err(StartError::Handover(Box::new(error))),
+        Ok(Met::Nobody) => Ok(None),
+        Ok(Met::Refused(reason)) => {
+            tracing::warn!(reason = %reason, "the daemon that runs does not hand over to this one");
+            Ok(None)
+        }
+        Ok(Met::Predecessor(predecessor)) => {
+            tracing::info!(
+                predecessor.process = predecessor.process,
+                predecessor.version = predecessor.program,
+                "another daemon runs: it goes on until this one can take over",
+            );
+            Ok(Some(predecessor))
+        }
+    }
 }
 
 fn existing(config: &Config) -> capture::Existing {

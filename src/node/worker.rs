@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,23 +19,24 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::api;
 use crate::authorize::{Evaluator, Permit, Verdict};
-use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Kubelet, Port, WorkerListeners};
+use crate::capture::{Kubelet, Port, WorkerListeners};
 use crate::causes::Causes;
 use crate::mesh::{Direction, Flow, Identity, Service, service_hostname};
+use crate::node::accepting::Accepting;
 use crate::node::account::Account;
 use crate::node::busy_poll::BusyPoll;
 use crate::node::config;
 use crate::node::error::Error;
 use crate::node::handshakes::Handshakes;
 use crate::node::kept::Kept;
+use crate::node::listing;
 use crate::node::live::{Connection, Cut, Live};
 use crate::node::pod::Pod;
 use crate::node::same_node::SameNode;
 use crate::node::world::World;
-use crate::node::{carry, inbound, listing, outbound, plaintext};
 use crate::pipe::Spare;
 use crate::pki::{Certificate, Certificates};
-use crate::sys::socket::{Acceptor, Lane};
+use crate::sys::socket::Lane;
 use crate::task;
 use crate::telemetry::metrics::{Failure, Metrics, Recorder};
 use crate::tunnel::{self, Pool};
@@ -89,6 +91,14 @@ pub(crate) enum Command {
     WorldChanged,
     /// List the live connections.
     List(oneshot::Sender<Vec<api::Connection>>),
+    /// Copy every listener that is accepted on, with the pod it is of.
+    Listeners(oneshot::Sender<Vec<(Arc<str>, OwnedFd)>>),
+    /// Dial neighbours through tunnels from now on, and say when no other dial is under way.
+    NotAlone(oneshot::Sender<()>),
+    /// Accept nothing for now; what comes waits in the listeners.
+    Pause(oneshot::Sender<()>),
+    /// Do everything again as before any of the last three.
+    Resume,
     /// Accept nothing more, and say when the last connection has ended.
     Drain(oneshot::Sender<()>),
     /// End every connection now.
@@ -110,6 +120,10 @@ pub(crate) struct Worker {
     random: Cell<u64>,
     server_configs: RefCell<HashMap<Identity, (u64, Arc<ServerConfig>)>>,
     served: RefCell<HashMap<Arc<str>, Served>>,
+    /// Whether every listener of this node's pods is this daemon's.
+    alone: Cell<bool>,
+    /// Dials of neighbours that are under way.
+    dialling: Rc<Cell<usize>>,
     /// The evaluator by which each pod's live connections were last checked.
     checked: RefCell<HashMap<Arc<str>, Evaluator>>,
     /// Tunnels, streams and connections that are in the gauges.
@@ -120,7 +134,7 @@ pub(crate) struct Worker {
 
 struct Served {
     pod: Rc<Pod>,
-    listeners: Vec<task::Task>,
+    listeners: Vec<Accepting>,
     ending: Rc<Ending>,
 }
 
@@ -145,6 +159,8 @@ impl Worker {
             random: Cell::new(seed),
             server_configs: RefCell::default(),
             served: RefCell::default(),
+            alone: Cell::new(true),
+            dialling: Rc::default(),
             checked: RefCell::default(),
             counted: Cell::default(),
             made: Cell::default(),
@@ -214,6 +230,17 @@ impl Worker {
             Command::List(answer) => {
                 let _ = answer.send(listing::connections(self));
             }
+            Command::Listeners(answer) => {
+                let _ = answer.send(self.listeners());
+            }
+            Command::NotAlone(answer) => self.not_alone(answer),
+            Command::Pause(answer) => {
+                let mut served = self.served.borrow_mut();
+                let all = served.values_mut().flat_map(|served| &mut served.listeners);
+                all.for_each(Accepting::pause);
+                let _ = answer.send(());
+            }
+            Command::Resume => self.resume(),
             Command::Drain(answer) => self.drain(answer),
             Command::End => {
                 self.live.end(|_| Some(Cut::Drained));
@@ -339,10 +366,7 @@ impl Worker {
         for (listeners, port) in ports {
             for listener in listeners {
                 match listener.accepting() {
-                    Ok(listener) => {
-                        let accepting = accept(self.clone(), pod.clone(), listener, port);
-                        tasks.push(task::spawn_local("accept", accepting));
-                    }
+                    Ok(listener) => tasks.push(Accepting::begin(self, &pod, listener, port)),
                     Err(error) => {
                         tracing::error!(pod = %pod.name, error = %error, "listener not usable");
                     }
@@ -371,8 +395,8 @@ impl Worker {
         }
     }
 
-    /// Ends what a pod has here, but for the tasks that accept, which are given back.
-    fn release(&self, uid: &str) -> Vec<task::Task> {
+    /// Ends what a pod has here, but for its listeners, which are given back.
+    fn release(&self, uid: &str) -> Vec<Accepting> {
         let mut listeners = Vec::new();
         if let Some(served) = self.served.borrow_mut().remove(uid) {
             served.ending.reach(Stage::Over);
@@ -423,8 +447,58 @@ impl Worker {
         });
     }
 
-    fn drain(self: &Rc<Self>, answer: oneshot::Sender<()>) {
+    /// Whether a neighbour's listener is sure to be this daemon's.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.get()
+    }
+
+    /// Counts the dial of a neighbour while the result lives.
+    pub(crate) fn dialling(&self) -> Dialling {
+        self.dialling.set(self.dialling.get() + 1);
+        Dialling(self.dialling.clone())
+    }
+
+    fn listeners(&self) -> Vec<(Arc<str>, OwnedFd)> {
+        let served = self.served.borrow();
+        let of = |served: &Served| {
+            let uid = served.pod.uid.clone();
+            let copies = served.listeners.iter().filter_map(Accepting::copy);
+            copies.map(|fd| (uid.clone(), fd)).collect::<Vec<_>>()
+        };
+        served.values().flat_map(of).collect()
+    }
+
+    /// Whoever accepts may be another daemon: no neighbour is dialled any more, and none is reached
+    /// by what was kept of earlier dials.
+    fn not_alone_any_more(&self) {
+        self.alone.set(false);
         self.kept.clear();
+    }
+
+    fn not_alone(self: &Rc<Self>, answer: oneshot::Sender<()>) {
+        self.not_alone_any_more();
+        let dialling = self.dialling.clone();
+        let wait = async move {
+            while dialling.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let _ = answer.send(());
+        };
+        task::spawn_local("dials", wait).detach();
+    }
+
+    fn resume(self: &Rc<Self>) {
+        self.alone.set(true);
+        for served in self.served.borrow_mut().values_mut() {
+            served.ending.take_back();
+            for listener in &mut served.listeners {
+                listener.resume(self, &served.pod);
+            }
+        }
+    }
+
+    fn drain(self: &Rc<Self>, answer: oneshot::Sender<()>) {
+        self.not_alone_any_more();
         for served in self.served.borrow_mut().values_mut() {
             served.listeners.clear();
             served.ending.reach(Stage::Begun);
@@ -440,40 +514,12 @@ impl Worker {
     }
 }
 
-/// Accepts on one listener until it is dropped.
-async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: Acceptor, port: Port) {
-    loop {
-        match capture::accept(&listener, port).await {
-            Ok(Accepted::Refused(refused)) => {
-                tracing::info!(
-                    pod = %pod.name,
-                    src.addr = %refused.source,
-                    dst.addr = %refused.dialled,
-                    "connection to one of our own ports refused",
-                );
-            }
-            Ok(Accepted::Captured(captured)) => {
-                let (worker, pod) = (worker.clone(), pod.clone());
-                match port {
-                    Port::Outbound => {
-                        carry::spawn("outbound", outbound::carry(worker, pod, captured));
-                    }
-                    Port::Inbound => {
-                        carry::spawn("plaintext", plaintext::carry(worker, pod, captured));
-                    }
-                    Port::Tunnel => inbound::serve(worker, pod, captured),
-                }
-            }
-            Err(error @ AcceptError::Exhausted(_)) => {
-                tracing::warn!(pod = %pod.name, error = %Causes(&error), "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-            // The next comparison with the kernel finds it gone and makes another.
-            Err(error @ AcceptError::Broken(_)) => {
-                tracing::error!(pod = %pod.name, error = %Causes(&error), "listener broke");
-                return;
-            }
-        }
+/// A dial of a neighbour that is under way.
+pub(crate) struct Dialling(Rc<Cell<usize>>);
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -507,6 +553,13 @@ impl Ending {
     fn reach(&self, stage: Stage) {
         self.stage.set(stage.max(self.stage.get()));
         self.wake.notify_waiters();
+    }
+
+    /// What begins from now on is served again.
+    fn take_back(&self) {
+        if self.stage.get() == Stage::Begun {
+            self.stage.set(Stage::Not);
+        }
     }
 
     /// Waits until the end has come that far.

@@ -1,8 +1,9 @@
-//! Messages between processes of one machine, with a descriptor beside the bytes if need be: unix
+//! Messages between processes of one machine, with descriptors beside the bytes if need be: unix
 //! sockets of the kind `SOCK_SEQPACKET` (unix(7)), which keep the bounds of messages.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ use tokio::io::unix::AsyncFd;
 
 /// How many may wait to be accepted.
 const BACKLOG: i32 = 256;
+/// Most descriptors beside one message: what the kernel lets pass (`SCM_MAX_FD` of `net/scm.h`).
+pub const MOST_DESCRIPTORS: usize = 253;
 
 /// Takes conversations at a path. The path goes when this is dropped, unless another listener has
 /// taken it meanwhile.
@@ -52,6 +55,16 @@ impl Listener {
             path: path.to_owned(),
             inode: placed,
         })
+    }
+
+    /// The same, but the path stays when this is dropped, and leads nowhere (`ECONNREFUSED`). To
+    /// look whose it is and to remove it are two steps: for a listener that goes at the very moment
+    /// at which another takes its place, they are one too many.
+    #[must_use]
+    pub fn leaving_its_path(mut self) -> Self {
+        // No file has this number.
+        self.inode = 0;
+        self
     }
 
     /// The same on this runtime.
@@ -114,6 +127,17 @@ impl Waiting<Listener> {
 }
 
 impl Waiting<Packets> {
+    /// Begins a conversation with who listens at `path`, without waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::connect`]; `WouldBlock` when too many wait there already.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let fd = new(SockFlag::SOCK_NONBLOCK)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Self::new(Packets(fd))
+    }
+
     /// As [`Packets::receive`].
     ///
     /// # Errors
@@ -121,6 +145,29 @@ impl Waiting<Packets> {
     /// As [`Packets::receive`].
     pub async fn receive(&self, room: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         self.next(|packets| packets.receive(room)).await
+    }
+
+    /// As [`Packets::receive_all`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::receive_all`].
+    pub async fn receive_all(&self, room: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        self.next(|packets| packets.receive_all(room)).await
+    }
+
+    /// As [`Packets::send_all`]; waits while the other end has too much to read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::send_all`].
+    pub async fn send_all(&self, message: &[u8], beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.writable().await?;
+            if let Ok(done) = ready.try_io(|socket| socket.get_ref().send_all(message, beside)) {
+                return done;
+            }
+        }
     }
 
     /// The conversation, to say something or to ask who is there.
@@ -177,9 +224,18 @@ impl Packets {
     ///
     /// # Errors
     ///
-    /// As `sendmsg(2)`: `EMSGSIZE` when it is too large, `EPIPE` when nobody is there any more.
+    /// As [`Packets::send_all`].
     pub fn send(&self, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let descriptors: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+        self.send_all(message, descriptor.as_slice())
+    }
+
+    /// Sends one message whole, with at most [`MOST_DESCRIPTORS`] beside it.
+    ///
+    /// # Errors
+    ///
+    /// As `sendmsg(2)`: `EMSGSIZE` when it is too large, `EPIPE` when nobody is there any more.
+    pub fn send_all(&self, message: &[u8], beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let descriptors: Vec<_> = beside.iter().map(AsRawFd::as_raw_fd).collect();
         let beside = [ControlMessage::ScmRights(&descriptors)];
         let beside = if descriptors.is_empty() {
             &[]
@@ -197,11 +253,25 @@ impl Packets {
     ///
     /// # Errors
     ///
-    /// As `recvmsg(2)`; `InvalidData` when the message is larger or has several descriptors, which
-    /// are closed.
+    /// As [`Packets::receive_all`]; `InvalidData` when several descriptors came, which are closed.
     pub fn receive(&self, room: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        let (bytes, mut descriptors) = self.receive_all(room)?;
+        if descriptors.len() > 1 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok((bytes, descriptors.pop()))
+    }
+
+    /// Receives one message of at most `room` bytes, with all descriptors beside it; empty when the
+    /// conversation is over.
+    ///
+    /// # Errors
+    ///
+    /// As `recvmsg(2)`; `InvalidData` when the message is larger, or not all of its descriptors
+    /// could be had; what came is closed.
+    pub fn receive_all(&self, room: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let mut bytes = vec![0; room];
-        let mut beside = cmsg_space!([RawFd; 4]);
+        let mut beside = cmsg_space!([RawFd; MOST_DESCRIPTORS]);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let fd = self.0.as_raw_fd();
@@ -216,11 +286,28 @@ impl Packets {
         }
         let cut = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
         let (length, whole) = (message.bytes, !message.flags.intersects(cut));
-        if !whole || descriptors.len() > 1 {
+        if !whole {
             return Err(io::ErrorKind::InvalidData.into());
         }
         bytes.truncate(length);
-        Ok((bytes, descriptors.pop()))
+        Ok((bytes, descriptors))
+    }
+
+    /// Takes nothing more: who sends from now on is told that nobody is there (`EPIPE`). What was
+    /// sent before can still be received.
+    ///
+    /// # Errors
+    ///
+    /// As `shutdown(2)`.
+    pub fn stop_receiving(&self) -> io::Result<()> {
+        SockRef::from(&self.0).shutdown(Shutdown::Read)
+    }
+
+    /// Whether this process is at the other end as well.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        let peer = getsockopt(&self.0, PeerCredentials);
+        peer.is_ok_and(|peer| u32::try_from(peer.pid()) == Ok(std::process::id()))
     }
 
     /// The user id of the process at the other end, when it connected.
@@ -292,10 +379,34 @@ mod tests {
         let (bytes, descriptor) = far.receive(100).unwrap();
         assert_eq!((&bytes[..], descriptor.is_none()), (&b"two"[..], true));
         assert_eq!(far.peer_uid().unwrap(), nix::unistd::getuid().as_raw());
+        assert!(near.is_own() && far.is_own());
         near.send(b"too long", None).unwrap();
         let cut = far.receive(3).unwrap_err();
         assert_eq!(cut.kind(), io::ErrorKind::InvalidData);
         drop(near);
+        assert!(far.receive(100).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn many_descriptors_come_beside_one_message_and_after_the_stop_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let listener = Listener::bind(&path).unwrap();
+        let near = Packets::connect(&path, Duration::from_secs(5)).unwrap();
+        let far = listener.accept().unwrap();
+        let file = fs::File::open(dir.path()).unwrap();
+        let many = [file.as_fd(); MOST_DESCRIPTORS];
+        near.send_all(b"all", &many).unwrap();
+        near.send_all(b"two", &many[..2]).unwrap();
+        let (bytes, descriptors) = far.receive_all(100).unwrap();
+        assert_eq!((&bytes[..], descriptors.len()), (&b"all"[..], 253));
+        let several = far.receive(100).unwrap_err();
+        assert_eq!(several.kind(), io::ErrorKind::InvalidData);
+        near.send(b"before", None).unwrap();
+        far.stop_receiving().unwrap();
+        let late = near.send(b"after", None).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(far.receive(100).unwrap().0, b"before");
         assert!(far.receive(100).unwrap().0.is_empty());
     }
 
@@ -310,6 +421,10 @@ mod tests {
         second.accept().unwrap();
         drop(second);
         assert!(!path.exists());
+        drop(Listener::bind(&path).unwrap().leaving_its_path());
+        let gone = Packets::connect(&path, Duration::from_secs(5)).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+        drop(Listener::bind(&path).unwrap());
         let gone = Packets::connect(&path, Duration::from_secs(5)).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     }

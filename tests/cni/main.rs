@@ -13,6 +13,7 @@ mod support;
 
 mod absent;
 mod chain;
+mod handover;
 mod install;
 mod marks;
 mod probes;

@@ -379,14 +379,15 @@ fn an_address_in_use_is_named() {
 }
 
 #[test]
-fn a_second_daemon_of_one_node_does_not_disturb_the_first() {
+fn a_daemon_of_another_node_does_not_disturb_the_first() {
     let mut lab = Lab::new();
     let (a, b) = (lab.pod(1, "a"), lab.pod(2, "b"));
     lab.start();
     let _server = b.greet(8080);
     let mut second = lab.launch(1);
     second.log = lab.dir().join("second.log");
-    cannot_start(second, &["run-dir"]);
+    second.node = "node2".to_owned();
+    cannot_start(second, &["run-dir", "node1"]);
     for _ in 0..10 {
         a.call(b.at(8080)).assert_served("b", a.ip());
     }

@@ -16,6 +16,7 @@ mod congestion;
 mod enrolment;
 mod files;
 mod ground;
+mod handover;
 mod identity;
 mod index;
 mod lifecycle;

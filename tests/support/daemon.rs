@@ -80,10 +80,13 @@ impl Launch {
             .arg(format!("--net={}", self.namespace.path().display()))
             .args(["setpriv", "--pdeathsig", "KILL"])
             .args(&self.privileges)
-            .args([&program(), "node", "--node", &self.node, "--workers", "2"])
+            .args([&program(), "node", "--node", &self.node])
             .args(["--drain", &self.drain, "--log-format", "json"])
             .arg("--run-dir")
             .arg(&self.run_dir);
+        if !self.args.iter().any(|arg| arg == "--workers") {
+            command.args(["--workers", "2"]);
+        }
         if !self.args.iter().any(|arg| arg == "--ca") {
             let directory = format!("dir:{}", self.ca.display());
             command.arg("--ca").arg(directory);

@@ -468,6 +468,32 @@ impl Lab {
         self.nodes[node - 1].daemon = Some(daemon);
     }
 
+    /// Starts another daemon of a node beside the one that runs, waits until it has taken over, and
+    /// gives the one that has handed over.
+    #[track_caller]
+    pub(crate) fn relieve(&mut self, node: usize, shape: impl FnOnce(Launch) -> Launch) -> Daemon {
+        let mut next = shape(self.successor(node)).spawn();
+        next.says(&["taken over"]);
+        next.await_ready();
+        self.exchange(node, next)
+    }
+
+    /// How another daemon of a node is started, with a log of its own.
+    pub(crate) fn successor(&self, node: usize) -> Launch {
+        let mut launch = self.launch(node);
+        let before = (1..).map(|n| self.dir().join(format!("node{node}-next{n}.log")));
+        let mut free = before.skip_while(|path| path.exists());
+        launch.log = free.next().expect("there are numbers enough");
+        launch
+    }
+
+    /// Makes `daemon` the one of a node, and gives the one before.
+    #[track_caller]
+    pub(crate) fn exchange(&mut self, node: usize, daemon: Daemon) -> Daemon {
+        let before = self.nodes[node - 1].daemon.replace(daemon);
+        before.expect("the test has started it")
+    }
+
     /// The daemon of a node.
     #[track_caller]
     pub(crate) fn daemon(&mut self, node: usize) -> &mut Daemon {

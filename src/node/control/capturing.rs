@@ -21,9 +21,11 @@ use crate::task;
 use crate::telemetry::metrics::Reason;
 
 impl Control {
-    /// Starts whatever is due for the pods; nothing while the daemon ends.
+    /// Starts whatever is due for the pods; nothing while the daemon ends, or before they are its own.
+    /// Of those that it has handed over it only follows the end.
     pub(super) fn act(&mut self) {
-        if self.ending.is_some() {
+        let acts = self.in_charge() || self.has_handed();
+        if self.ending.is_some() || !acts {
             return;
         }
         let due = self.pods.due(Instant::now());
@@ -32,6 +34,7 @@ impl Control {
         let mut sought = Vec::new();
         for action in due {
             match action {
+                Action::Enrol(_) if self.has_handed() => {}
                 Action::Enrol(pod)
                     if pod.place == Place::Search && !self.held.contains_key(&pod.uid) =>
                 {
@@ -165,7 +168,13 @@ impl Control {
         }
     }
 
-    fn serve(&self, uid: &Arc<str>, name: &Arc<str>, netns: &Netns, all: Vec<WorkerListeners>) {
+    pub(super) fn serve(
+        &self,
+        uid: &Arc<str>,
+        name: &Arc<str>,
+        netns: &Netns,
+        all: Vec<WorkerListeners>,
+    ) {
         for (worker, listeners) in self.workers.iter().zip(all) {
             let pod = Pod {
                 uid: uid.clone(),
@@ -177,7 +186,7 @@ impl Control {
     }
 
     /// Hands listeners that had to be made anew to the workers.
-    fn serve_anew(&self, uid: &Arc<str>, listeners: Vec<WorkerListeners>) {
+    pub(super) fn serve_anew(&self, uid: &Arc<str>, listeners: Vec<WorkerListeners>) {
         let Some(held) = self.held.get(uid) else {
             return;
         };
@@ -244,7 +253,7 @@ impl Control {
 
     /// Compares captured pods with the kernel.
     pub(super) fn check(&mut self) {
-        if self.checking || self.ending.is_some() {
+        if self.checking || self.ending.is_some() || !self.in_charge() {
             return;
         }
         let pods: Vec<_> = self

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::node::control::Control;
+use crate::node::pods::{Entry, State};
 
 /// How long a daemon that has left its pods tries to take their marks away: its account may be gone
 /// with the namespace, and then it never can.
 const UNMARKING: Duration = Duration::from_secs(3);
 
 /// How far leaving is.
-#[derive(Default)]
 pub(super) struct Leaving {
     /// Tells whoever keeps the plugin installed.
     over: watch::Sender<bool>,
@@ -28,6 +28,15 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
+    /// Not begun; `over` will tell when it is.
+    pub(super) fn new(over: watch::Sender<bool>) -> Self {
+        Self {
+            over,
+            told: None,
+            alone: None,
+        }
+    }
+
     /// The mesh is over.
     pub(super) fn begin(&self) {
         if !self.over.send_replace(true) {
@@ -49,15 +58,14 @@ impl Leaving {
 }
 
 impl Control {
-    /// Tells when the mesh is over, for whoever keeps the plugin installed.
-    pub(crate) fn over(&self) -> watch::Receiver<bool> {
-        self.leaving.over.subscribe()
-    }
-
     /// Whether nothing is left to do on this node, and the daemon was told to end.
     pub(super) fn has_left(&mut self) -> bool {
-        if !self.leaving.is_told() || self.pods.entries().next().is_some() {
+        if !self.leaving.is_told() || self.is_handing() || self.is_in_pods() {
             return false;
+        }
+        if self.has_handed() {
+            tracing::info!("pods left, the rest of this node is the next daemon's");
+            return true;
         }
         let now = Instant::now();
         let alone = *self.leaving.alone.get_or_insert(now);
@@ -68,5 +76,13 @@ impl Control {
         self.forget_namespaces();
         tracing::info!(marks_left = !marks, "node left");
         true
+    }
+
+    /// Whether there is a pod that this daemon has yet to leave. One that it would have captured is
+    /// the next daemon's, once that has the others.
+    fn is_in_pods(&self) -> bool {
+        let handed = self.has_handed();
+        let begun = |entry: &Entry| matches!(entry.state(), State::Pending | State::Enrolling);
+        self.pods.entries().any(|entry| !(handed && begun(entry)))
     }
 }

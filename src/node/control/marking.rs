@@ -18,7 +18,7 @@ impl Control {
         let Some(scribe) = self.scribe.clone() else {
             return;
         };
-        if !self.reports.read_once || self.ending.is_some() {
+        if !self.reports.read_once || self.ending.is_some() || !self.in_charge() {
             return;
         }
         let now = Instant::now();

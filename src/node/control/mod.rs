@@ -7,10 +7,12 @@
 mod advising;
 mod capturing;
 mod feed;
+mod handing;
 mod leaving;
 mod marking;
 mod plugging;
 mod showing;
+mod taking;
 mod watching;
 
 use std::collections::{HashMap, HashSet};
@@ -20,10 +22,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
 use crate::authorize;
+use crate::capture::WorkerListeners;
 use crate::cluster::Clients;
 use crate::identify::Index;
 use crate::mesh::policy::PolicyName;
@@ -31,11 +34,15 @@ use crate::mesh::{Phase, Workload};
 use crate::node::admin::Board;
 use crate::node::config::{Config, Source};
 use crate::node::control::feed::Feed;
+use crate::node::control::handing::{Charge, Successor, ask, tell_last};
 use crate::node::control::leaving::Leaving;
 use crate::node::control::plugging::Plugged;
+use crate::node::control::taking::{Before, Legacy};
+use crate::node::doors::{Callers, Doors};
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held, Stop};
+use crate::node::handover::{self, Predecessor};
 use crate::node::mark::{ApiScribe, Marks, Note, Scribe, Unwritten};
-use crate::node::plugin::{Asked, Left};
+use crate::node::plugin::Left;
 use crate::node::pods::{Outcome, Pods, Wanted};
 use crate::node::worker::{Command, Shared};
 use crate::node::world::World;
@@ -66,6 +73,30 @@ enum Event {
     Kubelet(bool),
     /// The last connection has ended, or the time to drain is over.
     Drained,
+    /// The daemon before this one has handed over, or is gone.
+    Inherited(Box<Legacy>),
+    /// It goes on, and this one cannot.
+    NotInherited(handover::Error),
+    /// It has ended after it had handed over.
+    PredecessorGone,
+    /// An inherited capture is as this daemon wants it; listeners that had to be made.
+    Settled(Arc<str>, Result<Vec<WorkerListeners>, String>),
+    /// The daemon that had taken over is gone, and nobody is in its place.
+    Alone,
+}
+
+/// What a control loop is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) workers: Vec<mpsc::UnboundedSender<Command>>,
+    pub(crate) index: Index,
+    pub(crate) policies: authorize::Store,
+    pub(crate) enroller: Enroller,
+    pub(crate) board: Arc<ArcSwap<Board>>,
+    pub(crate) doors: Doors,
+    /// Tells the doors when the mesh is over.
+    pub(crate) over: watch::Sender<bool>,
 }
 
 /// What the control thread owns.
@@ -89,7 +120,16 @@ pub(crate) struct Control {
     /// Who writes the marks; nobody where there is no API server.
     scribe: Option<Arc<dyn Scribe>>,
     checking: bool,
-    /// Set once the daemon was told to end.
+    /// Whose the pods are.
+    charge: Charge,
+    /// The daemon before this one, while it lives.
+    before: Option<Before>,
+    /// The next daemon, once it has said hello.
+    successor: Option<Successor>,
+    doors: Doors,
+    /// When the daemon was told to end, if it waits for the next one.
+    told_to_end: Option<Instant>,
+    /// Set once the daemon ends.
     ending: Option<Ending>,
     /// Whether the mesh is over and this node is being left.
     leaving: Leaving,
@@ -118,20 +158,24 @@ struct Reports {
 struct Ending(#[expect(dead_code, reason = "dropping it would end the wait")] task::Task);
 
 impl Control {
-    /// A control loop over these workers. Only the reading of the sources begins.
+    /// A control loop over these workers. Only the reading of the sources begins, and the talk with
+    /// the daemon that runs, if one does.
     ///
     /// # Errors
     ///
     /// When the system refuses a thread.
-    pub(crate) fn new(
-        config: Config,
-        shared: Arc<Shared>,
-        workers: Vec<mpsc::UnboundedSender<Command>>,
-        index: Index,
-        policies: authorize::Store,
-        enroller: Enroller,
-        board: Arc<ArcSwap<Board>>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(parts: Parts, predecessor: Option<Predecessor>) -> io::Result<Self> {
+        let Parts {
+            config,
+            shared,
+            workers,
+            index,
+            policies,
+            enroller,
+            board,
+            doors,
+            over,
+        } = parts;
         let (events, received) = mpsc::unbounded_channel();
         let pods = Pods::new(config.drain);
         let plugged = Plugged::new(Left::new(&config.run_dir));
@@ -142,7 +186,7 @@ impl Control {
                 Some(Arc::new(ApiScribe::new(clients, shared.node.clone())) as Arc<dyn Scribe>)
             }
         };
-        Ok(Self {
+        let mut control = Self {
             feed: Feed::start(&config.source)?,
             config,
             shared,
@@ -159,20 +203,33 @@ impl Control {
             marks: Marks::default(),
             scribe,
             checking: false,
+            charge: Charge::Own,
+            before: None,
+            successor: None,
+            doors,
+            told_to_end: None,
             ending: None,
-            leaving: Leaving::default(),
+            leaving: Leaving::new(over),
             board,
             events,
             received,
-        })
+        };
+        if let Some(predecessor) = predecessor {
+            control.await_predecessor(predecessor);
+        }
+        Ok(control)
     }
 
     /// Runs until the daemon is told to end and has drained.
+    ///
+    /// # Errors
+    ///
+    /// Another daemon runs, and goes on; this one has touched nothing.
     pub(crate) async fn run(
-        mut self,
+        &mut self,
         mut signals: task::Ends,
-        mut plugin: mpsc::UnboundedReceiver<Asked>,
-    ) {
+        mut callers: Callers,
+    ) -> Result<(), handover::Error> {
         let mut tick = tokio::time::interval(TICK);
         let mut check = tokio::time::interval(CHECK);
         let mut expire = tokio::time::interval(EXPIRE);
@@ -182,21 +239,22 @@ impl Control {
                 () = signals.next() => {
                     if self.ending.is_some() || self.leaving.is_told() {
                         tracing::warn!("told twice to end, cutting what is left");
-                        return;
+                        return Ok(());
                     }
-                    if self.index.is_over() {
-                        self.leaving.told(Instant::now());
-                    } else {
-                        self.ending = Some(self.drain_all());
-                    }
+                    self.told_to_end();
                     self.show();
                 }
                 Some(event) = self.received.recv() => {
-                    if self.take(event).is_break() {
-                        return;
+                    if let ControlFlow::Break(end) = self.take(event) {
+                        return end;
                     }
                 }
-                Some(asked) = plugin.recv() => {
+                Some(wish) = callers.successor.recv() => {
+                    self.wished(wish);
+                    self.show();
+                }
+                // While pods are handed over, questions wait for who will have them.
+                Some(asked) = callers.plugin.recv(), if !self.is_handing() => {
                     self.asked(asked);
                     self.act();
                     self.show();
@@ -204,7 +262,7 @@ impl Control {
                 _ = tick.tick() => {
                     self.tick();
                     if self.has_left() {
-                        return;
+                        return Ok(());
                     }
                 }
                 _ = check.tick() => self.check(),
@@ -226,22 +284,32 @@ impl Control {
         }
     }
 
-    fn take(&mut self, event: Event) -> ControlFlow<()> {
+    fn take(&mut self, event: Event) -> ControlFlow<Result<(), handover::Error>> {
         match event {
             Event::Drained => {
                 tracing::info!("drained");
-                return ControlFlow::Break(());
+                return ControlFlow::Break(Ok(()));
             }
             // Nobody would serve it. Its rules stay, as everybody's do.
-            Event::Enrolled(..) if self.ending.is_some() => {}
+            Event::Enrolled(..) | Event::Inherited(_) if self.ending.is_some() => {}
+            Event::Enrolled(..) if self.has_handed() => {}
+            Event::Inherited(legacy) => self.inherited(*legacy),
+            Event::NotInherited(_) if self.ending.is_some() => {}
+            Event::NotInherited(error) => return ControlFlow::Break(Err(error)),
+            Event::PredecessorGone => self.predecessor_gone(),
+            Event::Settled(uid, settled) => self.settled_in(&uid, settled),
+            Event::Alone => self.take_back(),
             Event::Enrolled(pod, result) => self.enrolled(&pod, result),
             Event::Left(uid, outcome) => self.left(&uid, outcome),
             Event::Kubelet(known) => self.report_kubelet(known),
             Event::Marked(note, written) => self.marked(&note, &written),
             Event::Checked(found) => self.checked(found),
+            // What the daemon before this one carries there is not counted here.
+            Event::Live(..) if self.before.is_some() => {}
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
         }
+        self.list_estates();
         self.settle();
         self.act();
         self.show();
@@ -293,9 +361,10 @@ impl Control {
         }
         self.plugged.changed();
         self.publish();
-        if first {
+        if first && self.in_charge() {
             self.say_namespaces();
         }
+        self.take_when_ready();
     }
 
     /// Makes the world of this moment and lets everybody see it.
@@ -309,8 +378,13 @@ impl Control {
             .filter_map(|pod| self.wanted(pod))
             .collect();
         self.pods.want(wanted, now);
-        self.search_leftovers(&ours);
-        self.advise(&ours);
+        if self.in_charge() {
+            // What another daemon has not let go yet is no leftover.
+            if self.before.is_none() {
+                self.search_leftovers(&ours);
+            }
+            self.advise(&ours);
+        }
 
         let held = self.pods.held();
         let served = |uid: &Arc<str>| self.held.contains_key(uid);
@@ -351,38 +425,77 @@ impl Control {
     /// Accepts nothing more in any pod, and says when the last connection has ended. Rules stay:
     /// the pods fail closed until the next daemon takes them over.
     fn drain_all(&mut self) -> Ending {
-        tracing::info!(
-            drain = ?self.config.drain,
-            "ending: captured pods fail closed until a daemon runs again",
-        );
+        let (drain, (process, _)) = (self.config.drain, self.names());
+        match &self.charge {
+            Charge::Handed(_) => tracing::info!(
+                ?drain,
+                successor.process = process,
+                "ending: the pods are served by the next daemon",
+            ),
+            Charge::Awaited(..) => tracing::info!("ending: the daemon that runs goes on"),
+            Charge::Own | Charge::Handing(_) => tracing::info!(
+                ?drain,
+                "ending: captured pods fail closed until a daemon runs again",
+            ),
+        }
+        // Who waits to take the pods back may do so.
+        self.doors.close_handover();
+        self.before = None;
         self.held.clear();
-        let drained: Vec<_> = self
-            .workers
-            .iter()
-            .map(|worker| {
-                let (answer, drained) = oneshot::channel();
-                let _ = worker.send(Command::Drain(answer));
-                drained
-            })
-            .collect();
+        let drained = ask(&self.workers, Command::Drain);
         let (events, limit) = (self.events.clone(), self.config.drain);
+        let since = self.carries_since();
         let wait = async move {
             let all = async {
                 for worker in drained {
                     let _ = worker.await;
                 }
             };
-            if tokio::time::timeout(limit, all).await.is_err() {
-                tracing::warn!("the time to drain is over, cutting what is left");
+            match (tokio::time::timeout(limit, all).await, since) {
+                (Err(_), _) => tracing::warn!("the time to drain is over, cutting what is left"),
+                (Ok(()), Some(since)) => tell_last(since),
+                (Ok(()), None) => {}
             }
             let _ = events.send(Event::Drained);
         };
         Ending(task::spawn("drain all", wait))
     }
 
+    /// The daemon was told to end. One that is about to be relieved waits for that, a little, unless
+    /// there is nothing more to be relieved of.
+    fn told_to_end(&mut self) {
+        let waits = self.awaits_successor() && self.told_to_end.is_none();
+        if waits && !self.index.is_over() {
+            let (process, _) = self.names();
+            tracing::info!(
+                successor.process = process,
+                "told to end, once the next daemon has taken over"
+            );
+            self.told_to_end = Some(Instant::now());
+        } else {
+            self.end();
+        }
+    }
+
+    /// Leaves the node if the mesh is over, and drains otherwise. Who has no pods yet has none to
+    /// leave.
+    fn end(&mut self) {
+        if self.index.is_over() && !self.is_awaiting() {
+            self.leaving.told(Instant::now());
+        } else {
+            self.ending = Some(self.drain_all());
+        }
+    }
+
     fn tick(&mut self) {
         if self.ending.is_some() {
             return;
+        }
+        self.wait_no_longer();
+        self.list_estates();
+        self.take_when_ready();
+        if self.in_charge() {
+            self.doors.tend();
         }
         for uid in self.pods.draining() {
             let counts: Vec<_> = self
@@ -404,7 +517,9 @@ impl Control {
             };
             task::spawn("count", count).detach();
         }
-        self.say_namespaces();
+        if self.in_charge() {
+            self.say_namespaces();
+        }
         self.settle();
         self.mark();
         self.act();

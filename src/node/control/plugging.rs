@@ -14,9 +14,10 @@ use tokio::sync::oneshot;
 use crate::api::plugin::{Answer, Attachment, Request, Sandbox};
 use crate::mesh::Workload;
 use crate::node::control::Control;
-use crate::node::plugin::{Asked, Decision, Known, Left, Sandboxes, decide};
+use crate::node::plugin::{Asked, Decision, Known, Left, Sandboxes, decide, forward};
 use crate::node::pods::{Entry, Place, Wanted};
 use crate::sys::netns::Netns;
+use crate::task;
 use crate::telemetry::metrics::Plugin;
 
 /// How long a sandbox waits for its pod to appear in the index.
@@ -93,6 +94,16 @@ impl Plugged {
         waits.is_some_and(|waits| waits.iter().any(of_this))
     }
 
+    /// All sandboxes that are known.
+    pub(super) fn sandboxes(&self) -> impl Iterator<Item = &Known> {
+        self.sandboxes.known()
+    }
+
+    /// Takes note of a sandbox of which the daemon before was told.
+    pub(super) fn add(&mut self, known: Known) {
+        self.sandboxes.add(known);
+    }
+
     /// A namespace that was handed over is not the pod's any more.
     pub(super) fn forget(&mut self, netns: &Netns) {
         self.sandboxes.forget(netns);
@@ -108,6 +119,10 @@ impl Control {
             answer,
             at,
         } = asked;
+        if self.has_handed() {
+            self.forward(request, netns, answer);
+            return;
+        }
         let waiting = |sandbox, netns, answer| Waiting {
             known: Known { sandbox, netns },
             since: at,
@@ -144,6 +159,28 @@ impl Control {
         }
     }
 
+    /// Lets the next daemon answer.
+    fn forward(&self, request: Request, netns: Option<Netns>, answer: oneshot::Sender<Answer>) {
+        let socket = self.config.plugin_socket();
+        let ask = async move {
+            let ask = move || forward(&socket, &request, netns.as_ref());
+            if let Some(answered) = task::blocking("forward", ask).await {
+                let _ = answer.send(answered);
+            }
+        };
+        task::spawn("forward", ask).detach();
+    }
+
+    /// The same for all that wait here.
+    pub(super) fn forward_waiting(&mut self) {
+        let mut all = std::mem::take(&mut self.plugged.unknown);
+        all.extend(self.plugged.enrolling.drain().flat_map(|(_, all)| all));
+        for waiting in all {
+            let Waiting { known, answer, .. } = waiting;
+            self.forward(Request::Add(known.sandbox), Some(known.netns), answer);
+        }
+    }
+
     fn add(&mut self, waiting: Waiting) {
         if self.ending.is_some() {
             let reason = "it is ending".to_owned();
@@ -159,6 +196,9 @@ impl Control {
 
     /// Decides about all sandboxes that wait for their pods: some may be known now.
     pub(super) fn settle(&mut self) {
+        if !self.in_charge() {
+            return;
+        }
         // A pod that is not wanted any more is not going to be captured: decide about it anew.
         let pods = &self.pods;
         let lost = |uid: &Arc<str>, _: &mut Vec<Waiting>| pods.entry(uid).is_none();

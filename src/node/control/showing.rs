@@ -13,6 +13,7 @@ use crate::identify::Snapshot;
 use crate::mesh::Workload;
 use crate::node::admin::Board;
 use crate::node::config::Source;
+use crate::node::control::handing::Charge;
 use crate::node::control::{Control, advising};
 use crate::node::listing;
 use crate::node::world::World;
@@ -158,6 +159,21 @@ impl Control {
         let mut waiting = Vec::new();
         if self.ending.is_some() {
             waiting.push("the daemon is ending".to_owned());
+        }
+        match &self.charge {
+            Charge::Own | Charge::Handing(_) => {}
+            Charge::Awaited(..) => {
+                let process = self.before.as_ref().map_or(0, |before| before.process);
+                waiting.push(format!(
+                    "process {process} serves the pods, and has not handed them over yet"
+                ));
+            }
+            Charge::Handed(_) => {
+                let (process, _) = self.names();
+                return vec![format!(
+                    "the pods are served by the next daemon, process {process}"
+                )];
+            }
         }
         if !self.reports.read_once {
             waiting.extend(self.unread());

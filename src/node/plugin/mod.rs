@@ -6,12 +6,14 @@
 //! installed on the node; [`uninstall`] removes it.
 
 mod chain;
+mod forward;
 mod install;
 mod keep;
 mod namespaces;
 mod sandboxes;
 mod server;
 
+pub(crate) use forward::forward;
 pub use install::uninstall;
 pub(crate) use keep::keep;
 pub(crate) use namespaces::Left;

@@ -80,6 +80,11 @@ impl Sandboxes {
         self.0.values().map(|known| &known.sandbox)
     }
 
+    /// The same with their namespaces.
+    pub(crate) fn known(&self) -> impl Iterator<Item = &Known> {
+        self.0.values()
+    }
+
     /// Forgets all that are not left.
     pub(crate) fn prune(&mut self, is_left: impl Fn(&Sandbox) -> bool) {
         self.take(|known| !is_left(&known.sandbox));

@@ -8,7 +8,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use bytes::BufMut;
 use socket2::{SockRef, Socket};
@@ -143,6 +144,34 @@ impl Listener {
         Self(socket.into())
     }
 
+    /// Takes over a listener that another process made as [`listener`](crate::sys::socket::listener)
+    /// does. The socket is one, whoever holds it: what it is set to and what waits in it stay.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for what is no listener that accepts without waiting and resets; else as
+    /// `getsockopt(2)`.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(fd);
+        let fits = socket.is_listener()?
+            && socket.nonblocking()?
+            && socket.linger()? == Some(Duration::ZERO);
+        if fits {
+            Ok(Self(socket.into()))
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// As `getsockname(2)`.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
     /// Accepts on this thread's runtime.
     ///
     /// # Errors
@@ -158,6 +187,12 @@ impl Listener {
 }
 
 impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for Acceptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -181,8 +216,6 @@ impl Acceptor {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::sys::netns::Netns;
     use crate::sys::socket::{Reach, connect, listener};

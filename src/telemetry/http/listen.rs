@@ -117,10 +117,6 @@ impl Listener {
     ///
     /// [`Error::Served`], [`Error::NoSocket`], [`Error::Path`].
     pub fn unix(path: &Path) -> Result<Self, Error> {
-        let failed = |cause| Error::Path {
-            path: path.to_owned(),
-            cause,
-        };
         if let Ok(found) = fs::symlink_metadata(path) {
             if !found.file_type().is_socket() {
                 return Err(Error::NoSocket {
@@ -133,6 +129,19 @@ impl Listener {
                 });
             }
         }
+        Self::unix_instead(path)
+    }
+
+    /// The same, in the place of whoever serves there: what he has accepted stays his.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Path`].
+    pub fn unix_instead(path: &Path) -> Result<Self, Error> {
+        let failed = |cause| Error::Path {
+            path: path.to_owned(),
+            cause,
+        };
         // Made aside and moved into place: nobody can connect before the mode is right.
         let aside = path.with_extension(format!("{}.new", std::process::id()));
         let _ = fs::remove_file(&aside);

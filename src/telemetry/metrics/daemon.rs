@@ -41,6 +41,13 @@ pub struct Plugin {
     pub answer: &'static str,
 }
 
+/// Label `outcome` of a hand-over: `inherited`, `handed`, `failed`, `taken_back`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Handover {
+    /// The word.
+    pub outcome: &'static str,
+}
+
 /// Labels of a failed handshake.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Failure {
@@ -112,6 +119,10 @@ pub struct Daemon {
     pub sandboxes: Family<Plugin, Counter>,
     pub plugin_installed: Gauge,
     pub kubelet_known: Gauge,
+    pub handovers: Family<Handover, Counter>,
+    pub handover_pods: Gauge,
+    pub handover_listeners: Gauge,
+    pub handover_seconds: Gauge<f64, AtomicU64>,
     pub connections_kept: Gauge,
     pub connections_reset: Counter,
     pub certificates: Family<State, Gauge>,
@@ -214,6 +225,26 @@ impl Daemon {
                 to,
                 "cni_sandboxes",
                 "New sandboxes that the CNI plugin asked about, by answer",
+            ),
+            handovers: add(
+                to,
+                "handovers",
+                "Hand-overs between this daemon and the one before or after it, by outcome: inherited, handed, failed, taken_back",
+            ),
+            handover_pods: add(
+                to,
+                "handover_pods",
+                "Pods that passed in the last hand-over",
+            ),
+            handover_listeners: add(
+                to,
+                "handover_listeners",
+                "Listeners that passed in the last hand-over",
+            ),
+            handover_seconds: add(
+                to,
+                "handover_seconds",
+                "How long the last hand-over took, from the request for the pods to the first accept of the next daemon",
             ),
             connections_kept: add(
                 to,

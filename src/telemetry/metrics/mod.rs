@@ -20,7 +20,8 @@ use crate::telemetry::log::Dropped;
 
 pub use control::Control;
 pub use daemon::{
-    ByDirection, Daemon, DryRun, Failure, FileName, Kind, Plugin, Reason, State, WatchError,
+    ByDirection, Daemon, DryRun, Failure, FileName, Handover, Kind, Plugin, Reason, State,
+    WatchError,
 };
 pub use labels::Member;
 pub use traffic::{Opened, Recorder, Traffic};
