@@ -358,7 +358,8 @@ impl Worker {
                 };
                 if let Some(before) = served.insert(pod.uid.clone(), now) {
                     before.ending.reach(Stage::Over);
-                    self.kept.forget(before.pod.netns.cookie());
+                    let cookie = before.pod.netns.cookie();
+                    self.kept.forget(cookie, Instant::now());
                 }
             }
         }
@@ -369,7 +370,7 @@ impl Worker {
             served.ending.reach(Stage::Over);
             let cookie = served.pod.netns.cookie();
             self.pool.retain(|key| key.origin != cookie);
-            self.kept.forget(cookie);
+            self.kept.forget(cookie, Instant::now());
         }
         self.live
             .end(|connection| (*connection.pod.uid == *uid).then_some(Cut::PodReleased));
