@@ -18,6 +18,7 @@ mod files;
 mod ground;
 mod identity;
 mod index;
+mod kept;
 mod lifecycle;
 mod policy;
 mod review;
