@@ -218,19 +218,15 @@ impl App {
         while buffer.len() < room {
             let most = room - buffer.len();
             let mut spare = (&mut *buffer).limit(most);
-            let count = match poll_read_buf(Pin::new(socket.tcp_mut()), cx, &mut spare) {
+            let (count, all) = match poll_read_buf(Pin::new(socket.tcp_mut()), cx, &mut spare) {
                 Poll::Ready(read) => {
                     socket.looked();
-                    read?
+                    (read?, false)
                 }
-                Poll::Pending if socket.is_unread() => {
-                    match socket.read_now(&mut spare) {
-                        // That was all.
-                        Ok(count) if 0 < count && count < most => break,
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        read => read?,
-                    }
-                }
+                Poll::Pending if socket.is_unread() => match socket.read_now(&mut spare) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    read => read.map(|count| (count, count < most))?,
+                },
                 Poll::Pending => break,
             };
             if count == 0 {
@@ -242,6 +238,9 @@ impl App {
             }
             if let Some(half) = half {
                 half.took(count);
+            }
+            if all {
+                break;
             }
         }
         *heard_end = half.as_ref().is_some_and(Half::is_over);
@@ -307,5 +306,41 @@ impl App {
         if !self.half.as_ref().is_some_and(Half::is_whole) {
             self.socket().finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap());
+        let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+        (dialled.unwrap(), accepted.unwrap().0)
+    }
+
+    /// A fresh registration has told of nothing yet.
+    fn again(tcp: TcpStream) -> TcpStream {
+        TcpStream::from_std(tcp.into_std().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_read_before_the_kernel_tells_count() {
+        let (dialled, accepted) = sockets().await;
+        let (own, other) = Half::pair();
+        let mut near = App::new(AppSocket::resetting(dialled).unwrap());
+        near.sew(own);
+        let mut accepted = AppSocket::resetting(again(accepted)).unwrap();
+        accepted.begin_again();
+        let mut far = App::new(accepted);
+        far.sew(other);
+        assert_eq!(near.write(&[IoSlice::new(b"words")]).unwrap(), 5);
+        near.end(false).unwrap();
+        // The loopback is done with them when the write returns.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (bytes, end) = far.read(&mut cx, CHUNK).unwrap();
+        assert_eq!((&*bytes, end), (&b"words"[..], true));
+        assert!(far.is_over());
     }
 }

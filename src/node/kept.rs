@@ -68,6 +68,8 @@ pub(crate) type Seat = (Way, Half);
 #[derive(Default)]
 pub(crate) struct Kept {
     idle: RefCell<Vec<Idle>>,
+    /// Namespaces that were let go within [`LIFE`], and when: what was dialled before may still come.
+    gone: RefCell<Vec<(u64, Instant)>>,
     /// By both addresses, as the accepting end sees them.
     seats: RefCell<HashMap<(SocketAddr, SocketAddr), Seat>>,
 }
@@ -93,7 +95,7 @@ impl Kept {
     pub(crate) fn give(&self, way: Way, both: (AppSocket, AppSocket), now: Instant) {
         let (dialled, accepted) = both;
         let mut all = self.idle.borrow_mut();
-        if all.len() < MOST && way.is_young(now) {
+        if all.len() < MOST && way.is_young(now) && !self.is_gone(way) {
             all.push(Idle {
                 way,
                 dialled,
@@ -105,12 +107,22 @@ impl Kept {
     /// Closes those whose time is over.
     pub(crate) fn expire(&self, now: Instant) {
         self.idle.borrow_mut().retain(|idle| idle.way.is_young(now));
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < LIFE;
+        self.gone.borrow_mut().retain(|(_, at)| is_fresh(*at));
     }
 
-    /// Closes those of a namespace.
-    pub(crate) fn forget(&self, cookie: u64) {
+    /// Closes those of a namespace, and keeps none that was dialled before `now`: of a connection
+    /// whose one end is over, the other one's application may end later.
+    pub(crate) fn forget(&self, cookie: u64, now: Instant) {
+        self.gone.borrow_mut().push((cookie, now));
         let mut all = self.idle.borrow_mut();
-        all.retain(|Idle { way, .. }| way.key.from != cookie && way.key.to != cookie);
+        all.retain(|idle| !self.is_gone(idle.way));
+    }
+
+    fn is_gone(&self, Way { key, born, .. }: Way) -> bool {
+        let gone = self.gone.borrow();
+        let mut gone = gone.iter().filter(|(_, at)| born <= *at);
+        gone.any(|(cookie, _)| [key.from, key.to].contains(cookie))
     }
 
     /// Closes all.
@@ -145,5 +157,79 @@ pub(crate) struct Seated {
 impl Drop for Seated {
     fn drop(&mut self) {
         self.kept.seats.borrow_mut().remove(&self.ends);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn both() -> (AppSocket, AppSocket) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap());
+        let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+        let resetting = |tcp| AppSocket::resetting(tcp).unwrap();
+        (resetting(dialled.unwrap()), resetting(accepted.unwrap().0))
+    }
+
+    fn way(from: u64, to: u64, born: Instant) -> Way {
+        let addr = SocketAddr::from(([10, 0, 0, 1], 15008));
+        let key = Key {
+            from,
+            source: addr.ip(),
+            to,
+            via: TunnelAddr::new(addr),
+        };
+        let local = addr;
+        Way { key, local, born }
+    }
+
+    #[tokio::test]
+    async fn one_is_taken_while_it_is_young_and_by_its_key_alone() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        kept.give(way(1, 2, now), both().await, now);
+        assert!(kept.take(way(2, 1, now).key, now).is_none());
+        assert!(kept.take(way(1, 2, now).key, now).is_some());
+        assert!(kept.take(way(1, 2, now).key, now).is_none(), "one's alone");
+        kept.give(way(1, 2, now), both().await, now);
+        assert!(kept.take(way(1, 2, now).key, now + LIFE).is_none());
+        kept.give(way(1, 2, now), both().await, now + LIFE);
+        assert!(kept.idle.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_on_which_something_has_come_is_not_taken() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        for ends in [false, true] {
+            let (dialled, accepted) = both().await;
+            let other = socket2::SockRef::from(dialled.tcp()).try_clone().unwrap();
+            kept.give(way(1, 2, now), (dialled, accepted), now);
+            if ends {
+                other.shutdown(std::net::Shutdown::Write).unwrap();
+            } else {
+                other.send(b"x").unwrap();
+            }
+            assert!(kept.take(way(1, 2, now).key, now).is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_is_let_go_takes_along_what_comes_back_later() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        let later = now + Duration::from_millis(1);
+        for (from, to) in [(1, 2), (3, 1), (3, 2)] {
+            kept.give(way(from, to, now), both().await, now);
+        }
+        kept.forget(1, now);
+        assert_eq!(kept.idle.borrow().len(), 1);
+        kept.give(way(2, 1, now), both().await, later);
+        assert!(kept.take(way(2, 1, now).key, later).is_none());
+        // It is served again.
+        kept.give(way(2, 1, later), both().await, later);
+        assert!(kept.take(way(2, 1, now).key, later).is_some());
+        kept.expire(now + LIFE);
+        assert!(kept.gone.borrow().is_empty());
     }
 }

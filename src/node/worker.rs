@@ -389,7 +389,8 @@ impl Worker {
                 };
                 if let Some(before) = served.insert(pod.uid.clone(), now) {
                     before.ending.reach(Stage::Over);
-                    self.kept.forget(before.pod.netns.cookie());
+                    let cookie = before.pod.netns.cookie();
+                    self.kept.forget(cookie, Instant::now());
                 }
             }
         }
@@ -402,7 +403,7 @@ impl Worker {
             served.ending.reach(Stage::Over);
             let cookie = served.pod.netns.cookie();
             self.pool.retain(|key| key.origin != cookie);
-            self.kept.forget(cookie);
+            self.kept.forget(cookie, Instant::now());
             listeners = served.listeners;
         }
         self.live

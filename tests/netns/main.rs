@@ -19,6 +19,7 @@ mod ground;
 mod handover;
 mod identity;
 mod index;
+mod kept;
 mod lifecycle;
 mod policy;
 mod review;

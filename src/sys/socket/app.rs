@@ -7,6 +7,7 @@
 //! SYN, any other gets it on the way in.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -65,10 +66,11 @@ impl AppSocket {
         &mut self.tcp
     }
 
-    /// Whether nothing has come, and the connection stands, as far as the kernel has told.
+    /// Whether nothing has come, and the connection stands: the kernel is asked, because what it
+    /// has told may be old.
     pub(crate) fn is_quiet(&self) -> bool {
-        let read = self.tcp.try_read(&mut [0]);
-        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        let peeked = SockRef::from(&self.tcp).peek(&mut [MaybeUninit::uninit()]);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Another use of the connection begins: its first bytes may be there before the kernel tells.
