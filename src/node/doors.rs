@@ -4,6 +4,7 @@
 //! daemon's from its first word on, so that whoever asks them for readiness asks that one; the
 //! sockets in the run directory go with the pods.
 
+use std::fs;
 use std::rc::Rc;
 
 use tokio::sync::{mpsc, watch};
@@ -171,6 +172,13 @@ impl Doors {
     /// No daemon is to take over from this one any more.
     pub(crate) fn close_handover(&mut self) {
         self.handover = None;
+    }
+
+    /// The same, and the socket's path goes, which otherwise stays for whoever is next: the node is
+    /// left for good.
+    pub(crate) fn leave(&mut self) {
+        self.close_handover();
+        let _ = fs::remove_file(self.desk.config.handover_socket());
     }
 
     fn admin_server(&self, listener: Listener) -> Task {

@@ -74,6 +74,7 @@ impl Control {
             return false;
         }
         self.forget_namespaces();
+        self.doors.leave();
         tracing::info!(marks_left = !marks, "node left");
         true
     }
