@@ -15,10 +15,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check;
 use crate::cni;
-use crate::config::{self, CaArgs, CheckArgs, ControlArgs, MeshArgs, NodeArgs};
+use crate::config::{self, CaArgs, CheckArgs, ControlArgs, MeshArgs, NodeArgs, RunArgs};
 use crate::control;
 use crate::control::ca::{self, Step};
-use crate::identify::Settings;
 use crate::inspect::{self, Offline, Output, Page, Target};
 use crate::node;
 use crate::node::config::SameNode;
@@ -111,15 +110,9 @@ struct Ask {
     #[arg(long, env = "ADIT_ADMIN", value_name = "WHERE", value_parser = Target::parse, hide_env_values = true)]
     admin: Option<Target>,
 
-    /// Run directory of the node
-    #[arg(
-        long,
-        env = "ADIT_RUN_DIR",
-        value_name = "DIR",
-        default_value = "/run/adit",
-        hide_env_values = true
-    )]
-    run_dir: PathBuf,
+    /// Where the sockets of the node are.
+    #[command(flatten)]
+    run: RunArgs,
 
     /// Form of the answer
     #[arg(
@@ -325,7 +318,7 @@ fn misused(error: config::Error) -> anyhow::Result<ExitCode> {
 
 impl Ask {
     fn target(&self) -> Target {
-        let default = || Target::in_run_dir(&self.run_dir);
+        let default = || Target::in_run_dir(&self.run.run_dir);
         self.admin.clone().unwrap_or_else(default)
     }
 
@@ -393,15 +386,7 @@ fn offline(
     Ok(Offline {
         sources: config::sources(sources)?,
         same_node_direct: same_node == SameNode::Direct,
-        settings: Settings {
-            enrol_labels: mesh.enrol_labels(),
-            trust_domain: mesh.domains.trust_domain,
-            cluster_domain: mesh.domains.cluster_domain,
-            excluded_namespaces: mesh.exclude_namespace,
-            sandboxed_runtimes: mesh.sandboxed_runtime,
-            marking: None,
-            home: None,
-        },
+        settings: mesh.settings(),
         root_namespace: mesh.root_namespace,
     })
 }

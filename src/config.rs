@@ -19,13 +19,14 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use crate::identify::Settings;
 use crate::node::config::{CaSpec, Config, Existing, SameNode, Source};
 use crate::sys::socket::Congestion;
 
 use value::{address, busy_poll, ca, dns_name, duration, label, namespace};
 
 pub use check::CheckArgs;
-pub use common::{DomainArgs, KubeArgs, LogArgs, WatchArgs};
+pub use common::{DomainArgs, KubeArgs, LogArgs, RunArgs, SecretArgs, WatchArgs};
 pub use control::{CaArgs, ControlArgs};
 pub use plugin::{InstallArgs, plugin};
 
@@ -228,15 +229,9 @@ pub struct NodeArgs {
     #[command(flatten)]
     pub install: InstallArgs,
 
-    /// Directory of the daemon's sockets
-    #[arg(
-        long,
-        env = "ADIT_RUN_DIR",
-        value_name = "DIR",
-        default_value = "/run/adit",
-        hide_env_values = true
-    )]
-    pub run_dir: PathBuf,
+    /// Where its sockets are.
+    #[command(flatten)]
+    pub run: RunArgs,
 
     /// Address of the admin server, beside the socket admin.sock in the run directory
     #[arg(
@@ -335,6 +330,20 @@ pub struct MeshArgs {
 }
 
 impl MeshArgs {
+    /// How objects are understood by whoever is no node's daemon.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            enrol_labels: self.enrol_labels(),
+            trust_domain: self.domains.trust_domain.clone(),
+            cluster_domain: self.domains.cluster_domain.clone(),
+            excluded_namespaces: self.exclude_namespace.clone(),
+            sandboxed_runtimes: self.sandboxed_runtime.clone(),
+            marking: None,
+            home: None,
+        }
+    }
+
     /// The labels that enrol: the one that always does, and those given.
     #[must_use]
     pub fn enrol_labels(&self) -> Vec<(String, String)> {
@@ -393,7 +402,7 @@ impl NodeArgs {
             same_node: self.same_node,
             tunnel_congestion: self.tunnel_congestion,
             existing: self.existing,
-            run_dir: self.run_dir,
+            run_dir: self.run.run_dir,
             admin: self.admin,
             metrics: self.watch.metrics,
             ready: self.watch.ready,

@@ -1,7 +1,5 @@
 //! Flags of `adit check` where it is about a cluster.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
@@ -10,9 +8,7 @@ use crate::api::ask::Target;
 use crate::check::facts::{Mesh, Place};
 use crate::check::{Config, Output};
 use crate::config::control::ClusterArgs;
-use crate::config::{Error, MeshArgs, dns_name};
-use crate::control::config::SECRET;
-use crate::identify::Settings;
+use crate::config::{Error, MeshArgs, RunArgs, SecretArgs};
 
 /// The flags of `adit check` that are about a cluster.
 #[derive(Clone, Debug, Args)]
@@ -30,26 +26,13 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
-    /// Secret of the authority
-    #[arg(
-        long,
-        env = "ADIT_CA_SECRET",
-        value_name = "NAME",
-        default_value = SECRET,
-        value_parser = dns_name,
-        hide_env_values = true
-    )]
-    pub ca_secret: String,
+    /// The authority's Secret.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 
-    /// Run directory of this machine's daemon
-    #[arg(
-        long,
-        env = "ADIT_RUN_DIR",
-        value_name = "DIR",
-        default_value = "/run/adit",
-        hide_env_values = true
-    )]
-    pub run_dir: PathBuf,
+    /// Where this machine's daemon has its sockets.
+    #[command(flatten)]
+    pub run: RunArgs,
 
     /// Form of the answer
     #[arg(
@@ -68,28 +51,20 @@ impl CheckArgs {
     ///
     /// As [`KubeArgs::access`](crate::config::KubeArgs::access).
     pub fn check(self, mesh: MeshArgs) -> Result<Config, Error> {
-        let here = self.node_local || self.run_dir.join(ADMIN_SOCKET).exists();
+        let here = self.node_local || self.run.run_dir.join(ADMIN_SOCKET).exists();
         Ok(Config {
             pre: self.pre,
             place: Place {
                 namespace: self.cluster.namespace(),
                 bundle: self.cluster.ca_config_map,
-                secret: self.ca_secret,
+                secret: self.secret.ca_secret,
             },
             access: self.cluster.kube.access()?,
             mesh: Mesh {
-                settings: Settings {
-                    enrol_labels: mesh.enrol_labels(),
-                    trust_domain: mesh.domains.trust_domain,
-                    cluster_domain: mesh.domains.cluster_domain,
-                    excluded_namespaces: mesh.exclude_namespace,
-                    sandboxed_runtimes: mesh.sandboxed_runtime,
-                    marking: None,
-                    home: None,
-                },
+                settings: mesh.settings(),
                 root_namespace: mesh.root_namespace,
             },
-            node: here.then(|| Target::in_run_dir(&self.run_dir)),
+            node: here.then(|| Target::in_run_dir(&self.run.run_dir)),
             output: self.output,
         })
     }

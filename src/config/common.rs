@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::cluster::Access;
 use crate::config::{Error, address, dns_name};
+use crate::control::config::SECRET;
 use crate::mesh::TrustDomain;
 use crate::telemetry::log::{Filter, Format};
 
@@ -86,6 +87,35 @@ pub struct WatchArgs {
         hide_env_values = true
     )]
     pub ready: SocketAddr,
+}
+
+/// Where a node's daemon has its sockets.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Directory of the daemon's sockets
+    #[arg(
+        long,
+        env = "ADIT_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/adit",
+        hide_env_values = true
+    )]
+    pub run_dir: PathBuf,
+}
+
+/// What a cluster's authority keeps its key in.
+#[derive(Clone, Debug, Args)]
+pub struct SecretArgs {
+    /// Secret of the authority
+    #[arg(
+        long,
+        env = "ADIT_CA_SECRET",
+        value_name = "NAME",
+        default_value = SECRET,
+        value_parser = dns_name,
+        hide_env_values = true
+    )]
+    pub ca_secret: String,
 }
 
 /// How the Kubernetes API is reached.

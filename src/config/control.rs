@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::config::{
-    DomainArgs, Error, KubeArgs, LogArgs, SHORTEST_CERTIFICATE, WatchArgs, address, dns_name,
-    duration, namespace,
+    DomainArgs, Error, KubeArgs, LogArgs, SHORTEST_CERTIFICATE, SecretArgs, WatchArgs, address,
+    dns_name, duration, namespace,
 };
 use crate::control::ca::Place;
-use crate::control::config::{Config, KeySpec, SECRET};
+use crate::control::config::{Config, KeySpec};
 
 /// Where the authority lies in the cluster, and how the cluster is reached.
 #[derive(Clone, Debug, Args)]
@@ -193,16 +193,9 @@ pub struct CaArgs {
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
-    /// Secret of the authority
-    #[arg(
-        long,
-        env = "ADIT_CA_SECRET",
-        value_name = "NAME",
-        default_value = SECRET,
-        value_parser = dns_name,
-        hide_env_values = true
-    )]
-    pub ca_secret: String,
+    /// The authority's Secret.
+    #[command(flatten)]
+    pub secret: SecretArgs,
 }
 
 impl CaArgs {
@@ -215,7 +208,7 @@ impl CaArgs {
         Ok(Place {
             namespace: self.cluster.namespace(),
             access: self.cluster.kube.access()?,
-            secret: self.ca_secret,
+            secret: self.secret.ca_secret,
             bundle: self.cluster.ca_config_map,
         })
     }
