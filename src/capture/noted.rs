@@ -1,6 +1,6 @@
 //! What the kernel said of a pod's rules after they were written, to compare with later.
 //!
-//! To have the rules listed takes a run of `nft`, a third of what a new pod waits for. So a listing
+//! To have the rules listed takes a run of `nft`, which a new pod would wait for. So a listing
 //! is kept beside the text that it came of: where that very text was written and nobody has
 //! changed anything since, which the generation of the namespace's rules tells, the listing is
 //! the same.
