@@ -15,9 +15,10 @@ use tokio::runtime::Builder;
 use crate::cluster::Access;
 use crate::control::kube::{self as api, Kube};
 use crate::control::rotation::{LAG, Refusal};
-use crate::control::store::{Keys, Published, Root, Unreadable, ends, fingerprint, one, timestamp};
+use crate::control::store::{Keys, Published, Root, Unreadable, ends, fingerprint, one};
 use crate::mesh::TrustDomain;
 use crate::pki::authority::Flaw;
+use crate::telemetry::timestamp;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,6 +23,7 @@ use crate::mesh::TrustDomain;
 use crate::pki::authority::{Authority, Flaw, Material, Part, write_bundle};
 use crate::task;
 use crate::telemetry::metrics::{Control as Metrics, Reason};
+use crate::telemetry::timestamp;
 
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -200,7 +201,11 @@ impl Keeper {
         let told = noticed.is_some_and(|at| at.elapsed() < NOTICE_EVERY);
         if ends <= SystemTime::now() + NOTICE && !told {
             *noticed = Some(Instant::now());
-            tracing::warn!(ends = ?ends, mend = "adit ca stage", "the authority's certificate ends soon");
+            tracing::warn!(
+                ends = timestamp(ends),
+                mend = "adit ca stage",
+                "the authority's certificate ends soon"
+            );
         }
     }
 
@@ -231,7 +236,7 @@ impl Keeper {
                 from = %self.config.keys,
                 serial = authority.serial(),
                 roots = authority.roots().len(),
-                ends = ?authority.ends(),
+                ends = timestamp(authority.ends()),
                 "authority in force",
             );
             self.current.store(Some(Arc::new(InForce {

@@ -23,11 +23,11 @@ use crate::control::kube::Kube;
 use crate::control::limits::Buckets;
 use crate::control::pods::Pods;
 use crate::control::rules::{Caller, Refusal, Rules};
-use crate::control::store::timestamp;
 use crate::mesh::Identity;
 use crate::pki::authority::write_bundle;
 use crate::pki::grpc::{CertificateRequest, CertificateResponse};
 use crate::telemetry::metrics::{Control as Metrics, Reason};
+use crate::telemetry::timestamp;
 
 /// Most requests that are worked on at once; others wait.
 const AT_ONCE: usize = 128;

@@ -34,6 +34,7 @@ use crate::control::service::{Call, Desk};
 use crate::pki::{grpc, provider};
 use crate::task;
 use crate::telemetry::metrics::Control as Metrics;
+use crate::telemetry::timestamp;
 
 /// Most connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 4_096;
@@ -85,7 +86,11 @@ impl Face {
                         let life = ends.duration_since(SystemTime::now()).unwrap_or_default();
                         renew_at = Some(Instant::now() + life / 2);
                         self.0.store(Some(Arc::new(key)));
-                        tracing::info!(names = names.join(","), ends = ?ends, "serving certificate made");
+                        tracing::info!(
+                            names = names.join(","),
+                            ends = timestamp(ends),
+                            "serving certificate made"
+                        );
                     }
                     Err(error) => {
                         tracing::error!(error = %error, "no serving certificate: check --name");

@@ -25,6 +25,7 @@ use rustls_pki_types::CertificateDer;
 use crate::control::rotation::Standing;
 use crate::mesh::TrustDomain;
 use crate::pki::authority::{self, Authority, Flaw, Material, Part};
+use crate::telemetry::timestamp;
 
 /// The key of the bundle in the ConfigMap, as istiod calls it in its own.
 pub(crate) const BUNDLE: &str = "root-cert.pem";
@@ -289,15 +290,6 @@ pub(crate) fn fingerprint(root: &CertificateDer<'_>) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, root);
     let hex = |byte: &u8| format!("{byte:02x}");
     digest.as_ref().iter().take(16).map(hex).collect()
-}
-
-/// A time as RFC 3339 has it, in whole seconds.
-pub(crate) fn timestamp(at: SystemTime) -> String {
-    let seconds = at
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let seconds = i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX);
-    Timestamp::from_second(seconds).map_or_else(|_| String::new(), |at| at.to_string())
 }
 
 /// The one certificate of a text.

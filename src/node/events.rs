@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::causes::Causes;
 use crate::pki::Event;
 use crate::telemetry::metrics::{Metrics, Reason};
+use crate::telemetry::timestamp;
 
 /// An observer that logs and counts.
 pub(crate) fn observer(metrics: &Arc<Metrics>) -> impl Fn(Event) + Send + Sync + 'static {
@@ -64,7 +65,10 @@ fn observe(metrics: &Metrics, event: Event) {
             tracing::error!(identity = %identity, "certificate expired, its connections fail");
         }
         Event::AuthorityEnding { ends } => {
-            tracing::warn!(ends = ?ends, "the certificate authority's root ends soon");
+            tracing::warn!(
+                ends = timestamp(ends),
+                "the certificate authority's root ends soon"
+            );
         }
     }
 }

@@ -12,5 +12,7 @@ pub mod log;
 pub mod metrics;
 mod outcome;
 mod queue;
+mod timestamp;
 
 pub use outcome::{Flag, Outcome};
+pub use timestamp::timestamp;
