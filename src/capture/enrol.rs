@@ -234,15 +234,21 @@ impl Capture {
             socket::steer(listener, addr.is_ipv6(), workers).map_err(failed)?;
         }
         for (worker, inode, listener) in made {
-            self.slots.push(Slot {
+            let slot = Slot {
                 worker,
                 port,
                 family,
                 inode,
-            });
-            self.fresh[worker].on(port).push(listener);
+            };
+            self.hold(slot, listener);
         }
         Ok(())
+    }
+
+    /// Takes a listener in, to be handed to its worker.
+    pub(crate) fn hold(&mut self, slot: Slot, listener: socket::Listener) {
+        self.fresh[slot.worker].on(slot.port).push(listener);
+        self.slots.push(slot);
     }
 
     /// Who has `addr`, which we need.

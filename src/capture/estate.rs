@@ -149,13 +149,13 @@ impl Capture {
                 let of = u16::try_from(self.options.workers).unwrap_or(1);
                 socket::steer(&listener, family == Family::V6, of).map_err(Error::NoListener)?;
             }
-            self.slots.push(Slot {
+            let slot = Slot {
                 worker,
                 port,
                 family,
                 inode,
-            });
-            self.fresh[worker].on(port).push(listener);
+            };
+            self.hold(slot, listener);
         }
         Ok(())
     }

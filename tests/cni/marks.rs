@@ -6,18 +6,23 @@ use serde_json::{Value, json};
 
 use crate::runtime::{Pod, Runtime, Sandbox, lab};
 use crate::support::apiserver::{ApiServer, Options};
-use crate::support::{Lab, within};
+use crate::support::{Lab, Launch, within};
 
 const SOON: Duration = Duration::from_secs(15);
 pub(crate) const MARK: &str = "ambient.istio.io/redirection";
 
-/// Starts the daemon of node 1 against this server.
-pub(crate) fn start(lab: &mut Lab, server: &ApiServer) {
+/// The daemon of node 1 as it is started against this server.
+pub(crate) fn launch(lab: &Lab, server: &ApiServer) -> Launch {
     let kubeconfig = lab.dir().join("kubeconfig");
     std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
     let kubeconfig = kubeconfig.to_string_lossy().into_owned();
     let launch = lab.launch(1).source("kube");
-    let daemon = launch.args(&["--kubeconfig", &kubeconfig]).start();
+    launch.args(&["--kubeconfig", &kubeconfig])
+}
+
+/// Starts the daemon of node 1 against this server.
+pub(crate) fn start(lab: &mut Lab, server: &ApiServer) {
+    let daemon = launch(lab, server).start();
     lab.install(1, daemon);
 }
 
@@ -63,11 +68,7 @@ fn a_pod_is_marked_while_it_is_captured() {
     let mut left = Pod::new("plain", "left").object(&["10.2.1.78".parse().expect("an address")]);
     left["metadata"]["annotations"] = json!({ MARK: "enabled" });
     server.put(left);
-    let kubeconfig = lab.dir().join("kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
-    let kubeconfig = kubeconfig.to_string_lossy().into_owned();
-    let launch = lab.launch(1).source("kube");
-    let daemon = launch.args(&["--kubeconfig", &kubeconfig]).spawn();
+    let daemon = launch(&lab, &server).spawn();
     lab.install(1, daemon);
     becomes(&server, "stale", &Value::Null);
     let left = || server.object("v1", "Pod", "plain", "left");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::marks::{MARK, becomes, mark, server, start};
+use crate::marks::{MARK, becomes, launch, mark, server, start};
 use crate::processes::Group;
 use crate::runtime::{Pod, Runtime, Sandbox, lab};
 use crate::support::{Lab, eventually, holds_for, within};
@@ -161,11 +161,7 @@ fn a_node_that_was_started_again_believes_no_mark() {
     let group = |pod: &Pod| Group::unified(&format!("kubepods/pod{}/c", pod.uid));
     let groups = [group(&pods[0]), group(&pods[1])];
     let _running = groups[0].run(Some(&sandboxes[0].0.netns), &["sleep", "1000"]);
-    let kubeconfig = lab.dir().join("kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
-    let kubeconfig = kubeconfig.to_string_lossy().into_owned();
-    let launch = lab.launch(1).source("kube");
-    let daemon = launch.args(&["--kubeconfig", &kubeconfig]).spawn();
+    let daemon = launch(&lab, &server).spawn();
     lab.install(1, daemon);
     eventually(SOON, "what runs is captured", || {
         sandboxes[0].0.is_captured()

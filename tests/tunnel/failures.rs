@@ -175,8 +175,7 @@ fn the_death_of_a_tunnel_resets_both_applications() {
     run(async {
         let (listener, app) = bed::listen().await;
         let bed = Bed::new(app).await;
-        let wire = Wire::to(bed.via.get()).await;
-        bed.via.set(wire.addr);
+        let wire = Wire::of(&bed).await;
         let (mut near, mut far) = bed.joined(&listener).await;
         wire.cut();
         assert_eq!(
@@ -204,8 +203,7 @@ fn a_fin_below_tls_is_no_end_of_a_stream() {
     run(async {
         let (listener, app) = bed::listen().await;
         let bed = Bed::new(app).await;
-        let wire = Wire::to(bed.via.get()).await;
-        bed.via.set(wire.addr);
+        let wire = Wire::of(&bed).await;
         let (mut near, mut far) = bed.joined(&listener).await;
         far.write_all(b"y").await.unwrap();
         near.read_exact(&mut [0]).await.unwrap();
@@ -259,8 +257,7 @@ fn a_peer_that_gives_no_sign_of_life_is_given_up() {
     run(async {
         let (listener, app) = bed::listen().await;
         let bed = Bed::with(app, quick()).await;
-        let wire = Wire::to(bed.via.get()).await;
-        bed.via.set(wire.addr);
+        let wire = Wire::of(&bed).await;
         let (mut near, mut far) = bed.joined(&listener).await;
         // Silent for longer than the patience, but alive: PINGs keep it.
         sleep(1200).await;

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::bed::{identity, listen};
+use crate::bed::{Bed, identity, listen};
 
 pub(crate) type Server = h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>;
 
@@ -99,6 +99,13 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
+    /// Before a bed's own tunnel port: its tunnels go through this from now on.
+    pub(crate) async fn of(bed: &Bed) -> Self {
+        let wire = Self::to(bed.via.get()).await;
+        bed.via.set(wire.addr);
+        wire
+    }
+
     pub(crate) async fn to(to: SocketAddr) -> Self {
         let (listener, addr) = listen().await;
         let wire = Self {

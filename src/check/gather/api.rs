@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::check::Error;
 use crate::check::facts::Got;
 use crate::check::shape::List;
+use crate::cluster::encoded;
 
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -146,17 +147,4 @@ impl Api {
             tokio::time::sleep(wait).await;
         }
     }
-}
-
-/// A query's value as it stands in a URL.
-fn encoded(value: &str) -> String {
-    let mut text = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
 }

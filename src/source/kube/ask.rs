@@ -200,16 +200,3 @@ pub(super) fn explain(kind: Kind, failure: &Failure, read_once: bool) -> String 
         Causes(failure)
     )
 }
-
-/// A query's value as it stands in a URL.
-pub(super) fn encoded(value: &str) -> String {
-    let mut text = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
-}

@@ -30,9 +30,10 @@ use tokio::sync::mpsc;
 
 use crate::cluster::Clients;
 use crate::cluster::client::Generation;
+use crate::cluster::encoded;
 use crate::source::Interner;
 use crate::source::kube::Batch;
-use crate::source::kube::ask::{self, ANSWER, Failure, Form, encoded};
+use crate::source::kube::ask::{self, ANSWER, Failure, Form};
 use crate::source::kube::health::Board;
 use crate::source::kube::kept::Kept;
 use crate::source::kube::kinds::Asked;
