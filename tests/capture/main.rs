@@ -11,8 +11,9 @@
 
 mod support;
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -715,20 +716,24 @@ fn no_connection_is_lost_while_the_rules_change() {
     let outside = Server::new(&net.peer, V4.peer, 80);
     let inside = Server::new(&net.pod, V6.pod, 8080);
     let stop = AtomicBool::new(false);
-    let (opened, proxies, mut capture) = std::thread::scope(|scope| {
-        let calls: Vec<_> = [(&net.pod, outside.addr), (&net.peer, inside.addr)]
-            .map(|(from, to)| {
-                let stop = &stop;
-                scope.spawn(move || {
-                    let mut opened = Vec::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        opened.push(connect(from, to).unwrap());
-                        std::thread::sleep(Duration::from_millis(1));
+    let (all, proxies, mut capture) = std::thread::scope(|scope| {
+        let calls = [(&net.pod, outside.addr), (&net.peer, inside.addr)].map(|(from, to)| {
+            let stop = &stop;
+            scope.spawn(move || {
+                let (mut open, mut all) = (VecDeque::new(), 0);
+                while !stop.load(Ordering::Relaxed) {
+                    open.push_back(connect(from, to).unwrap());
+                    all += 1;
+                    // However slow the machine and long the test, descriptors do not run out.
+                    if open.len() > 100 {
+                        assert_alive(open.pop_front().unwrap());
                     }
-                    opened
-                })
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                open.into_iter().for_each(assert_alive);
+                all
             })
-            .into();
+        });
         std::thread::sleep(Duration::from_millis(50));
         let mut capture = net.enrol();
         let proxies = vec![Proxy::serve(&net, capture.take_listeners())];
@@ -739,24 +744,21 @@ fn no_connection_is_lost_while_the_rules_change() {
             capture.resume().unwrap();
         }
         stop.store(true, Ordering::Relaxed);
-        let opened: Vec<_> = calls
-            .into_iter()
-            .flat_map(|call| call.join().unwrap())
-            .collect();
-        (opened, proxies, capture)
+        let all: usize = calls.into_iter().map(|call| call.join().unwrap()).sum();
+        (all, proxies, capture)
     });
-    let (all, captured) = (opened.len(), proxies[0].count());
+    let captured = proxies[0].count();
     eprintln!(
         "{all} opened, {captured} captured, {} kept",
         capture.existing().kept.len()
     );
-    for (index, mut stream) in opened.into_iter().enumerate() {
-        first_line(&mut stream);
-        stream.write_all(b"alive").unwrap();
-        stream
-            .read_exact(&mut [0; 5])
-            .unwrap_or_else(|error| panic!("connection {index} of {all}: {error}"));
-    }
     assert!(captured > 0 && captured < all);
     capture.verify(&net.netns()).unwrap();
+}
+
+/// That a connection to a [`Server`] still carries bytes both ways.
+fn assert_alive(mut stream: TcpStream) {
+    first_line(&mut stream);
+    stream.write_all(b"alive").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
 }
