@@ -117,16 +117,16 @@ fn call(from: &Pod, to: &Pod) -> Result<(), String> {
 }
 
 /// `a` and `c` on node 1, `b` on node 2, each with a server.
-struct World {
-    lab: Lab,
-    a: Pod,
-    b: Pod,
+pub(crate) struct World {
+    pub(crate) lab: Lab,
+    pub(crate) a: Pod,
+    pub(crate) b: Pod,
     c: Pod,
     _servers: [crate::support::Server; 3],
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut lab = Lab::new();
         let (a, b, c) = (lab.pod(1, "a"), lab.pod(2, "b"), lab.pod(1, "c"));
         lab.start_with(|launch| launch.drain("20s"));
@@ -157,7 +157,7 @@ impl World {
     }
 
     #[track_caller]
-    fn soon_served(&self) {
+    pub(crate) fn soon_served(&self) {
         for (from, to) in self.ways() {
             within(Duration::from_secs(10), "calls are served again", || {
                 call(from, to)

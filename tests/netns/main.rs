@@ -12,6 +12,7 @@
 mod support;
 
 mod capture;
+mod charge;
 mod congestion;
 mod enrolment;
 mod files;
