@@ -21,6 +21,7 @@ mod handover;
 mod identity;
 mod index;
 mod kept;
+mod leaving;
 mod lifecycle;
 mod policy;
 mod review;

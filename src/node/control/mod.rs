@@ -308,8 +308,6 @@ impl Control {
             Event::Kubelet(known) => self.report_kubelet(known),
             Event::Marked(note, written) => self.marked(&note, &written),
             Event::Checked(found) => self.checked(found),
-            // What the daemon before this one carries there is not counted here.
-            Event::Live(..) if self.before.is_some() => {}
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
         }
@@ -518,10 +516,16 @@ impl Control {
                 })
                 .collect();
             let events = self.events.clone();
+            // What the daemon before this one carries, it alone counts.
+            let beside = self.before.as_ref().and_then(|_| self.held.get(&uid));
+            let beside = beside.map(|held| (self.enroller.clone(), held.clone()));
             let count = async move {
                 let mut live = 0;
                 for count in counts {
                     live += count.await.unwrap_or(0);
+                }
+                if let (0, Some((enroller, held))) = (live, beside) {
+                    live = usize::from(!enroller.is_quiet(held).await);
                 }
                 let _ = events.send(Event::Live(uid, live));
             };
