@@ -36,6 +36,9 @@ const NAMES: [&str; 6] = [
 ];
 /// How often, at most, kubelet is looked for because a socket was not its.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long nobody is recognised after somebody was not: what a node passes on may be much, and each
+/// question costs time.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What is known of this node's kubelet.
 #[derive(Debug)]
@@ -49,6 +52,8 @@ pub struct Kubelet {
 #[derive(Debug, Default)]
 struct Found {
     looked: Option<Instant>,
+    /// When a connection last was somebody else's.
+    other: Option<Instant>,
     all: Vec<Running>,
 }
 
@@ -113,6 +118,30 @@ impl Kubelet {
         holder(&found.all, source, destination)
     }
 
+    /// Whether it is worth to ask [`Kubelet::recognises`] now.
+    #[must_use]
+    pub fn is_curious(&self) -> bool {
+        let found = self.found.try_lock();
+        found.is_ok_and(|found| found.is_curious())
+    }
+
+    /// Whether a plain connection from `source` to `destination` is kubelet's, for who would only
+    /// like to know: one that is not told from others counts as theirs.
+    #[must_use]
+    pub fn recognises(&self, source: SocketAddr, destination: SocketAddr) -> bool {
+        let Ok(mut found) = self.found.try_lock() else {
+            return false;
+        };
+        if !found.is_curious() {
+            return false;
+        }
+        let is = holder(&found.all, source, destination).is_some();
+        if !is {
+            found.other = Some(Instant::now());
+        }
+        is
+    }
+
     fn look(&self, found: &mut Found) {
         found.looked = Some(Instant::now());
         let nodes = nodes(&self.proc);
@@ -164,6 +193,12 @@ impl Kubelet {
 
     fn found(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Found {
+    fn is_curious(&self) -> bool {
+        !self.all.is_empty() && self.other.is_none_or(|at| at.elapsed() > PAUSE)
     }
 }
 

@@ -15,8 +15,8 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::enrol::{Capture, Options, Slot, belongs, inode, loopback, workers};
-use crate::capture::existing::{Before, Connection, Treated};
+use crate::capture::enrol::{Capture, Options, Slot, addresses, belongs, inode, loopback, workers};
+use crate::capture::existing::{Before, Connection, Sockets, Treated};
 use crate::capture::noted::Noted;
 use crate::capture::rules::{Mode, Rules, name_in};
 use crate::capture::{Drift, Error, Port};
@@ -85,6 +85,21 @@ impl Capture {
         let mut known: Vec<_> = known.filter_map(|fd| Some((place(&fd)?, fd))).collect();
         known.sort_by_key(|(place, _)| *place);
         known.into_iter().map(|(_, fd)| fd).collect()
+    }
+
+    /// Whether nobody carries a connection of the pod, neither this daemon nor the one before: the
+    /// kernel lists the sockets of both.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`].
+    pub fn is_quiet(&self) -> Result<bool, Error> {
+        let listing = Error::kernel("list connections");
+        let mut all = sockdiag::connections(&self.netns).map_err(listing)?;
+        // What nobody holds any more only waits for late packets.
+        all.retain(|socket| socket.inode != 0);
+        let own = addresses(&self.netns)?;
+        Ok(Sockets::new(&all, &own).carried().next().is_none())
     }
 
     /// Makes an inherited capture this daemon's own: listeners for workers that have none yet, and

@@ -31,10 +31,21 @@ pub struct Facts {
     pub place: Place,
     /// How a daemon understands objects that was told nothing else than this program.
     pub told: Mesh,
-    /// The cluster; `None` where only this node was to be looked at, or could be.
-    pub cluster: Option<Cluster>,
+    /// The cluster.
+    pub cluster: Asked,
     /// This node, if it was to be looked at.
     pub node: Option<ThisNode>,
+}
+
+/// What came of asking the API server.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// Nothing told where one is: only this node is looked at.
+    Nobody,
+    /// It does not answer, or does not take our credentials.
+    InVain,
+    /// It answered.
+    Answered(Box<Cluster>),
 }
 
 /// Where Adit is in the cluster.

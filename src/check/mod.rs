@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::Builder;
 
 use crate::api::ask::Target;
-use crate::check::facts::{Facts, Mesh, Place};
+use crate::check::facts::{Asked, Facts, Mesh, Place};
 use crate::cluster::{Access, client};
 
 pub use finding::{Finding, State};
@@ -37,8 +37,9 @@ pub use selector::Selector;
 pub struct Config {
     /// Whether Adit is not installed yet.
     pub pre: bool,
-    /// How the API server is reached.
-    pub access: Access,
+    /// How the API server is reached; `None` where nothing tells, and this machine alone is to be
+    /// looked at.
+    pub access: Option<Access>,
     /// Where Adit is, or is to be.
     pub place: Place,
     /// How objects are understood, where no daemon says it.
@@ -92,10 +93,14 @@ pub enum Error {
 /// [`Error`]; what was found on this machine has been printed even so.
 pub fn run(config: &Config, to: &mut dyn Write) -> Result<bool, Error> {
     let node = gather::node(config);
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let (cluster, failure) = match runtime.block_on(gather::cluster(config)) {
-        Ok(cluster) => (Some(cluster), None),
-        Err(failure) => (None, Some(failure)),
+    let asked = config.access.as_ref().map(|access| {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(gather::cluster(config, access))
+    });
+    let (cluster, failure) = match asked {
+        None => (Asked::Nobody, None),
+        Some(Ok(cluster)) => (Asked::Answered(Box::new(cluster)), None),
+        Some(Err(failure)) => (Asked::InVain, Some(failure)),
     };
     let facts = Facts {
         pre: config.pre,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use crate::check::facts::Facts;
+use crate::check::facts::{Asked, Facts};
 use crate::check::finding::{Finding, State};
 
 /// Objects of one finding that people are shown; programs get all.
@@ -67,8 +67,8 @@ fn one(finding: &Finding, to: &mut dyn Write) -> io::Result<()> {
 /// Prints everything.
 pub(crate) fn json(facts: &Facts, findings: &[Finding], to: &mut dyn Write) -> io::Result<()> {
     let failed = findings.iter().any(|one| one.state == State::Fail);
-    // Without the cluster nobody knows.
-    let failed = failed || facts.cluster.is_none();
+    // Of a cluster that does not answer nobody knows.
+    let failed = failed || matches!(facts.cluster, Asked::InVain);
     let all = json!({
         "version": facts.version,
         "pre": facts.pre,

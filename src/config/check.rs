@@ -17,8 +17,8 @@ pub struct CheckArgs {
     #[arg(long)]
     pub pre: bool,
 
-    /// Look at this machine as well, as root: kernel, rights, its daemon
-    /// [default: where a daemon runs]
+    /// Look at this machine as well, as root: kernel, rights, its daemon; at it alone without a
+    /// kubeconfig [default: where a daemon runs]
     #[arg(long)]
     pub node_local: bool,
 
@@ -52,14 +52,20 @@ impl CheckArgs {
     /// As [`KubeArgs::access`](crate::config::KubeArgs::access).
     pub fn check(self, mesh: MeshArgs) -> Result<Config, Error> {
         let here = self.node_local || self.run.run_dir.join(ADMIN_SOCKET).exists();
+        let namespace = self.cluster.namespace();
+        let access = match self.cluster.kube.access() {
+            // There is this machine to look at.
+            Err(Error::NoApiServer) if here => None,
+            found => Some(found?),
+        };
         Ok(Config {
             pre: self.pre,
             place: Place {
-                namespace: self.cluster.namespace(),
+                namespace,
                 bundle: self.cluster.ca_config_map,
                 secret: self.secret.ca_secret,
             },
-            access: self.cluster.kube.access()?,
+            access,
             mesh: Mesh {
                 settings: mesh.settings(),
                 root_namespace: mesh.root_namespace,

@@ -167,6 +167,7 @@ impl Account {
             opened: self.worker.recorder.opened(flow, self.since),
             granted_by: None,
             moved: (0, 0),
+            probe: false,
         };
         closing.close(Err(&error));
     }
@@ -206,6 +207,7 @@ impl Connection {
             opened,
             granted_by: self.permit.granted_by(),
             moved: self.moved(),
+            probe: self.probe.get(),
         };
         closing.close(ended.as_ref());
     }
@@ -222,6 +224,8 @@ struct Closing<'a> {
     granted_by: Option<&'a PolicyName>,
     /// From source to destination, and back.
     moved: (u64, u64),
+    /// Whether it was found out to be kubelet's.
+    probe: bool,
 }
 
 impl Closing<'_> {
@@ -248,13 +252,19 @@ impl Closing<'_> {
             Err(Error::Cut(Cut::PolicyChanged(denial))) => denial.policy(),
             _ => self.granted_by,
         };
-        record(self.worker, self.id, self.flow, self.via).closed(&access::End {
+        let probe = self.probe.then(|| Flow {
+            path: Path::Probe,
+            ..self.flow.clone()
+        });
+        let flow = probe.as_ref().unwrap_or(self.flow);
+        record(self.worker, self.id, flow, self.via).closed(&access::End {
             outcome,
             error: error.as_ref().map(|error| error as &dyn Display),
             policy: policy.map(|policy| policy as &dyn Display),
             source_to_destination: self.moved.0,
             destination_to_source: self.moved.1,
             duration: now.saturating_duration_since(self.since),
+            quiet: flow.path == Path::Probe && outcome == Outcome::Complete,
         });
         self.opened.closed(outcome, now);
     }

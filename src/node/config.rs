@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::api::{ADMIN_SOCKET, plugin};
 use crate::cluster::Access;
 use crate::mesh::TrustDomain;
+use crate::node::handover;
 use crate::pki::remote::Address;
 use crate::sys::socket::Congestion;
 use crate::telemetry::log;
@@ -86,7 +87,7 @@ impl Config {
     /// The unix socket on which the next daemon asks this one for its pods.
     #[must_use]
     pub fn handover_socket(&self) -> PathBuf {
-        self.run_dir.join("handover.sock")
+        self.run_dir.join(handover::SOCKET)
     }
 }
 

@@ -269,6 +269,16 @@ impl Enroller {
         .await
     }
 
+    /// Whether no connection of a pod is carried any more, by any daemon; not, where that cannot be
+    /// known.
+    pub(crate) async fn is_quiet(&self, held: Arc<Held>) -> bool {
+        let quiet = self.blocking("count", move || match held.capture().as_ref() {
+            Some(capture) => capture.is_quiet().map_err(|e| Causes(&e).to_string()),
+            None => Ok(true),
+        });
+        quiet.await.unwrap_or(false)
+    }
+
     /// Leaves the namespace as it was found.
     pub(crate) async fn release(&self, held: Arc<Held>) -> Result<(), String> {
         self.blocking("release", move || match held.capture().take() {

@@ -81,6 +81,8 @@ pub(crate) struct Connection {
     opened: Cell<Option<Opened>>,
     /// Whether the meter's near side is the destination.
     flipped: Cell<bool>,
+    /// Whether it is known to be a probe of this node's kubelet, though policy permits it anyway.
+    pub(crate) probe: Cell<bool>,
     /// Where it is in the register.
     place: Cell<usize>,
     cut: RefCell<Option<Cut>>,
@@ -108,6 +110,7 @@ impl Connection {
             counted: Cell::default(),
             opened: Cell::new(Some(opened)),
             flipped: Cell::default(),
+            probe: Cell::default(),
             place: Cell::default(),
             cut: RefCell::default(),
             waiting: Cell::default(),

@@ -2,10 +2,13 @@
 //!
 //! It comes from outside the mesh: a node, a pod that is not enrolled, the world. Nobody has proven
 //! anything, so policy sees it without an identity. What policy refuses is let in nevertheless if the
-//! kernel says that it is a probe of this node's kubelet.
+//! kernel says that it is a probe of this node's kubelet. Of what may pass anyway it is asked beside
+//! the dial, and not often: it only makes the record of a probe a quieter one.
 
 use std::pin::pin;
 use std::rc::Rc;
+
+use futures_util::future::join;
 
 use crate::authorize::{self, Permit, Refusal};
 use crate::capture::Captured;
@@ -14,7 +17,7 @@ use crate::mesh::{Direction, Flow, Local, Path, Peer, canonical_ip};
 use crate::node::account::Account;
 use crate::node::carry::{Carrying, Joined};
 use crate::node::error::Error;
-use crate::node::live::Metered;
+use crate::node::live::{Connection, Metered};
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
 use crate::task;
@@ -71,12 +74,13 @@ async fn arrive(
     };
     let live = account.permitted(permit);
     let joining = pin!(async {
-        let app = deliver::dial(&live.permit, &pod.netns, Some(source.ip())).await?;
+        let dial = deliver::dial(&live.permit, &pod.netns, Some(source.ip()));
+        let (app, ()) = join(dial, recognise(live)).await;
         let (near, meter) = (socket, Metered::from_source(live));
         Ok(Joined::Splice(deliver::splice(
             &live.permit,
             near,
-            app,
+            app?,
             meter,
         )))
     });
@@ -95,4 +99,16 @@ async fn probe(worker: &Worker, refusal: Box<Refusal>) -> Result<Permit, Error> 
     attested
         .and_then(|(socket, kubelet)| authorize::probe(&refusal.flow, &socket, kubelet))
         .ok_or(Error::Authorize(refusal))
+}
+
+/// Finds out whether what policy permits is a probe, as most is that comes from the node itself.
+async fn recognise(live: &Connection) {
+    let flow = live.permit.flow();
+    let (source, destination) = (flow.source.addr, flow.destination.addr);
+    let kubelet = live.worker.shared.kubelet.clone();
+    if flow.path == Path::Plain && kubelet.is_node(source.ip()) && kubelet.is_curious() {
+        let ask = move || kubelet.recognises(source, destination);
+        let known = task::blocking("recognise", ask).await;
+        live.probe.set(known.unwrap_or(false));
+    }
 }

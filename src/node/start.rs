@@ -28,7 +28,7 @@ use crate::node::control::{Control, Parts};
 use crate::node::doors::Doors;
 use crate::node::enrol::Enroller;
 use crate::node::events;
-use crate::node::handover::{self, Hello, Met, Predecessor, Wants};
+use crate::node::handover::{self, Arrived, Hello, Wants};
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
@@ -209,14 +209,13 @@ async fn run_control(
         log,
         started: Instant::now(),
     });
-    let predecessor = predecessor(&config).await?;
+    let arrived = arrive(&config).await?;
     let over = watch::Sender::new(false);
     let (mut doors, asked) = Doors::new(desk, over.subscribe());
-    if predecessor.is_some() {
+    match &arrived {
         // What lies in the run directory is its own until it hands over.
-        open_ports(&mut doors).await?;
-    } else {
-        doors.open()?;
+        Arrived::After(_) => open_ports(&mut doors).await?,
+        Arrived::Alone(_) => doors.open()?,
     }
     let _certificates = task::spawn("certificates", shared.certificates.clone().run());
     let signals = task::ends().map_err(|cause| StartError::System("a signal handler", cause))?;
@@ -245,7 +244,7 @@ async fn run_control(
         doors,
         over,
     };
-    let mut control = Control::new(parts, predecessor)
+    let mut control = Control::new(parts, arrived)
         .map_err(|cause| StartError::System("the watch of the API server", cause))?;
     let ended = control.run(signals, asked).await;
     for worker in &workers {
@@ -268,26 +267,20 @@ async fn open_ports(doors: &mut Doors) -> Result<(), StartError> {
     }
 }
 
-/// The daemon that runs on this node already, if it is going to hand over.
-async fn predecessor(config: &Config) -> Result<Option<Predecessor>, StartError> {
+/// Whether this daemon is the only one of its node, or is to take over.
+async fn arrive(config: &Config) -> Result<Arrived, StartError> {
     let hello = Hello::new(Wants::Pods, &config.node)
         .map_err(|cause| StartError::System("the daemon's own network namespace", cause))?;
-    match handover::meet(&config.handover_socket(), &hello).await {
-        Err(error) => Err(StartError::Handover(Box::new(error))),
-        Ok(Met::Nobody) => Ok(None),
-        Ok(Met::Refused(reason)) => {
-            tracing::warn!(reason = %reason, "the daemon that runs does not hand over to this one");
-            Ok(None)
-        }
-        Ok(Met::Predecessor(predecessor)) => {
-            tracing::info!(
-                predecessor.process = predecessor.process,
-                predecessor.version = predecessor.program,
-                "another daemon runs: it goes on until this one can take over",
-            );
-            Ok(Some(predecessor))
-        }
+    let arrived = handover::arrive(&config.run_dir, &hello).await;
+    let arrived = arrived.map_err(|error| StartError::Handover(Box::new(error)))?;
+    if let Arrived::After(predecessor) = &arrived {
+        tracing::info!(
+            predecessor.process = predecessor.process,
+            predecessor.version = predecessor.program,
+            "another daemon runs: it goes on until this one can take over",
+        );
     }
+    Ok(arrived)
 }
 
 fn existing(config: &Config) -> capture::Existing {

@@ -1,7 +1,8 @@
 //! The access record: one line per connection at its end, and one at its start on request.
 //!
 //! Both are `tracing` events of the target `access`: the end at `info`, the start at `debug`, so
-//! that `--log info,access=debug` asks for both and `--log info,access=off` for none. Field names
+//! that `--log info,access=debug` asks for both and `--log info,access=off` for none. The end of a
+//! probe that went well is at `debug`, too: kubelet makes one every few seconds and pod. Field names
 //! are the field's (ztunnel's), with `path`, `reason` and `policy` added. A field that is not
 //! known is left out.
 //!
@@ -45,6 +46,8 @@ pub struct End<'a> {
     pub destination_to_source: u64,
     /// From accept to end.
     pub duration: Duration,
+    /// Whether it is one of many that nobody looks for.
+    pub quiet: bool,
 }
 
 impl Record<'_> {
@@ -81,29 +84,39 @@ impl Record<'_> {
                 "connection closed"
             }
         });
-        tracing::info!(
-            target: TARGET,
-            id = self.id,
-            src.addr = %self.flow.source.addr,
-            src.workload = ends.source.map(|w| &*w.name),
-            src.namespace = ends.source.map(|w| &*w.namespace),
-            src.identity = ends.source_identity.map(tracing::field::display),
-            dst.addr = %ends.address,
-            dst.hbone_addr = ends.hbone_address.map(tracing::field::display),
-            dst.service = ends.service().as_deref(),
-            dst.workload = ends.destination.map(|w| &*w.name),
-            dst.namespace = ends.destination.map(|w| &*w.namespace),
-            dst.identity = ends.destination_identity.map(tracing::field::display),
-            direction = self.flow.direction.as_str(),
-            path = self.flow.path.as_str(),
-            bytes_sent = sent,
-            bytes_recv = received,
-            duration = format_args!("{}ms", end.duration.as_millis()),
-            reason = end.outcome.reason(),
-            policy = end.policy.map(tracing::field::display),
-            error = end.error.map(tracing::field::display),
-            "{record}"
-        );
+        // The level of an event is a constant.
+        macro_rules! write {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: TARGET,
+                    id = self.id,
+                    src.addr = %self.flow.source.addr,
+                    src.workload = ends.source.map(|w| &*w.name),
+                    src.namespace = ends.source.map(|w| &*w.namespace),
+                    src.identity = ends.source_identity.map(tracing::field::display),
+                    dst.addr = %ends.address,
+                    dst.hbone_addr = ends.hbone_address.map(tracing::field::display),
+                    dst.service = ends.service().as_deref(),
+                    dst.workload = ends.destination.map(|w| &*w.name),
+                    dst.namespace = ends.destination.map(|w| &*w.namespace),
+                    dst.identity = ends.destination_identity.map(tracing::field::display),
+                    direction = self.flow.direction.as_str(),
+                    path = self.flow.path.as_str(),
+                    bytes_sent = sent,
+                    bytes_recv = received,
+                    duration = format_args!("{}ms", end.duration.as_millis()),
+                    reason = end.outcome.reason(),
+                    policy = end.policy.map(tracing::field::display),
+                    error = end.error.map(tracing::field::display),
+                    "{record}"
+                )
+            };
+        }
+        if end.quiet {
+            write!(debug);
+        } else {
+            write!(info);
+        }
     }
 }
 
@@ -196,6 +209,7 @@ mod tests {
             source_to_destination: 10,
             destination_to_source: 200,
             duration: Duration::from_millis(31),
+            quiet: false,
         });
     }
 

@@ -112,6 +112,28 @@ fn what_is_not_shown_to_us_is_skipped_and_says_why() {
             "{skipped}"
         );
     }
+    // Each names the right that is missing, also where it is another object that is not shown.
+    for (name, right) in [
+        ("tunnels reach", "list networkpolicies.networking.k8s.io"),
+        ("no exchange of roots", "get secrets adit-ca in adit-system"),
+        ("the DaemonSet is there", "list daemonsets.apps"),
+        ("every node", "list daemonsets.apps"),
+        ("all is of", "list daemonsets.apps"),
+        ("daemons, authority and this check", "list daemonsets.apps"),
+    ] {
+        let why = &finding(&answer, name)["found"];
+        let expect = format!("{right} is not granted");
+        assert!(
+            why.as_str().is_some_and(|why| why.contains(&expect)),
+            "{name}: {why}"
+        );
+    }
+    let all = answer["findings"].as_array().into_iter().flatten();
+    for skipped in all.filter(|found| found["state"] == "skipped") {
+        let why = skipped["found"].as_str().unwrap_or_default();
+        let a_node_s = why.starts_with("a node alone knows them");
+        assert!(a_node_s || why.contains("is not granted"), "{skipped}");
+    }
     let names = finding(&answer, "namespaces and service accounts");
     assert!(
         names["found"]

@@ -44,6 +44,44 @@ fn a_machine_is_looked_at_though_no_cluster_can_be() {
 }
 
 #[test]
+fn a_machine_alone_is_looked_at_where_nobody_tells_of_a_cluster() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run = dir.path().to_str().expect("it is text");
+    let said = adit(&["--pre", "--node-local", "--run-dir", run, "-o", "json"]);
+    assert_eq!(said.status, Some(0), "{}{}", said.out, said.err);
+    let answer: Value = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!(answer["ok"], true, "{answer:#}");
+    assert_eq!(
+        finding(&answer, "a connection can be captured")["state"],
+        "pass"
+    );
+    let all = answer["findings"].as_array().expect("a list");
+    let others: Vec<_> = all.iter().filter(|f| f["group"] != "this node").collect();
+    let groups: Vec<_> = others.iter().filter_map(|f| f["group"].as_str()).collect();
+    assert_eq!(
+        groups,
+        [
+            "kubernetes",
+            "network",
+            "labels",
+            "pods",
+            "policies",
+            "network policies"
+        ]
+    );
+    for other in others {
+        assert_eq!(other["state"], "skipped", "{other}");
+        let why = other["found"].as_str().unwrap_or_default();
+        assert!(why.contains("give --kubeconfig"), "{other}");
+    }
+    // What fails here fails: after an installation there is to be a daemon.
+    let said = adit(&["--node-local", "--run-dir", run]);
+    assert_eq!(said.status, Some(1), "{}{}", said.out, said.err);
+    assert!(said.out.contains("✗ the daemon serves"), "{}", said.out);
+    assert!(said.out.contains("1 failed, 8 skipped"), "{}", said.out);
+}
+
+#[test]
 fn where_a_daemon_runs_it_is_asked_too() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = |name: &str| dir.path().join(name);

@@ -15,6 +15,7 @@ mod absent;
 mod chain;
 mod handover;
 mod install;
+mod leaving;
 mod marks;
 mod probes;
 mod processes;

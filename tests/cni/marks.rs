@@ -109,64 +109,6 @@ fn a_pod_is_marked_while_it_is_captured() {
 }
 
 #[test]
-fn a_daemon_whose_namespace_is_deleted_leaves_nothing_on_the_node() {
-    let mut lab = lab();
-    let server = server(&lab);
-    server.put(
-        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "adit-system" } }),
-    );
-    let [bin, conf] = ["bin", "conf"].map(|name| {
-        let directory = lab.dir().join(name);
-        std::fs::create_dir(&directory).expect("the lab's directory is writable");
-        directory
-    });
-    let primary = Runtime::new(&lab).primary().to_string();
-    std::fs::write(conf.join("10-pods.conflist"), primary).expect("it is writable");
-    let kubeconfig = lab.dir().join("kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig("{}")).expect("it is writable");
-    let paths = [&kubeconfig, &bin, &conf].map(|path| path.to_string_lossy().into_owned());
-    let flags = ["--kubeconfig", "--cni-bin-dir", "--cni-conf-dir"];
-    let args: Vec<_> = flags
-        .iter()
-        .zip(&paths)
-        .flat_map(|(flag, path)| [*flag, path])
-        .collect();
-    let pod = Pod::new("mesh", "a");
-    server.put(pod.object(&[]));
-    let daemon = lab.launch(1).source("kube").args(&args).start();
-    lab.install(1, daemon);
-    let files = |directory: &std::path::Path| {
-        let entries = std::fs::read_dir(directory).expect("it is there").flatten();
-        let mut names: Vec<_> = entries.map(|e| e.file_name().into_string()).collect();
-        names.sort();
-        names.into_iter().flatten().collect::<Vec<_>>()
-    };
-    within(SOON, "the plugin is installed", || {
-        // By its name: what is written there before it is moved into place is a file as well.
-        match files(&conf) {
-            found if found[0] == "00-adit.conflist" => Ok(()),
-            found => Err(found),
-        }
-    });
-    let runtime = Runtime::installed(&lab, &bin, &conf);
-    let sandbox = Sandbox::new(&pod);
-    within(SOON, "the pod starts", || runtime.add(&sandbox));
-    becomes(&server, "a", &json!("enabled"));
-    // It is being deleted, as the API server says it of a namespace that still has pods.
-    server.edit("v1", "Namespace", "", "adit-system", |namespace| {
-        namespace["metadata"]["deletionTimestamp"] = json!("2026-01-05T10:01:24Z");
-    });
-    becomes(&server, "a", &Value::Null);
-    lab.daemon(1).signal(nix::sys::signal::Signal::SIGTERM);
-    lab.daemon(1).await_end(SOON);
-    assert!(!sandbox.is_captured());
-    assert_eq!(files(&conf), ["10-pods.conflist"]);
-    assert_eq!(files(&bin), ["bridge", "host-local"]);
-    let run_dir = lab.daemon(1).launch().run_dir.clone();
-    assert_eq!(files(&run_dir), [""; 0]);
-}
-
-#[test]
 fn another_pod_of_the_same_name_is_not_marked() {
     let mut lab = lab();
     let server = server(&lab);

@@ -19,7 +19,7 @@ for line in sys.stdin:
     ip, port = line.split()
     try:
         s = socket.create_connection((ip, int(port)), 5); s.settimeout(5)
-        got = s.recv(100)
+        got = s.recv(100); s.close()
         print('served' if got else 'ended', flush=True)
     except OSError as e:
         print('failed', flush=True)
@@ -86,7 +86,7 @@ fn kubelet_s_probes_pass_under_strict_and_nothing_else_from_the_node_does() {
     refuse_everybody(&mut lab);
     let service = Group::unified("system.slice/kubelet.service");
     let mut kubelet = Prober::new(&lab, &service, "kubelet", 10250);
-    lab.start();
+    lab.start_with(|launch| launch.args(&["--log", "info,access=debug"]));
     let _server = pod.greet(8080);
     let to = pod.at(8080);
     for to in [to, SocketAddr::new(pod.v6(), 8080)] {
@@ -188,4 +188,72 @@ fn a_probe_that_only_connects_sees_whether_the_application_listens() {
     assert_eq!(kubelet.call(pod.at(8080)), CLOSED);
     let _server = pod.greet(8080);
     assert_eq!(kubelet.call(pod.at(8080)), "TimeoutError");
+}
+
+#[test]
+fn probes_that_go_well_are_not_in_the_access_log_unless_asked_for() {
+    let mut lab = Lab::new();
+    let (open, strict) = (lab.pod(1, "open"), lab.pod(1, "strict"));
+    lab.cluster.put(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": { "name": "strict", "namespace": "mesh" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "strict" } },
+            "mtls": { "mode": "STRICT" },
+        },
+    }));
+    let service = Group::unified("system.slice/kubelet.service");
+    let mut kubelet = Prober::new(&lab, &service, "kubelet", 10250);
+    lab.start();
+    let _servers = [open.greet(8080), strict.greet(8080)];
+    let _rude = open.listen(8081).serve(crate::support::Conn::reset);
+    let known = |lab: &mut Lab| lab.daemon(1).metric("adit_kubelet_known", &[]) == 1.0;
+    eventually(Duration::from_secs(12), "kubelet is known", || {
+        known(&mut lab)
+    });
+    for _ in 0..5 {
+        for pod in [&open, &strict] {
+            assert_eq!(kubelet.call(pod.at(8080)), "served");
+        }
+    }
+    assert_eq!(kubelet.call(open.at(8081)), "failed");
+    // Others of the node are recorded, and after them everything that was before.
+    let other = Group::unified("system.slice/other.service");
+    let mut other = Prober::new(&lab, &other, "worker", 0);
+    assert_eq!(other.call(open.at(8080)), "served");
+    assert_eq!(other.call(strict.at(8080)), "failed");
+    lab.daemon(1)
+        .record("it is refused", |r| r.is("reason", "denied"));
+    let from_node = |lab: &mut Lab| {
+        let records = lab.daemon(1).records();
+        let ours = records.iter().filter(|r| r.is("direction", "inbound"));
+        let told = |r: &crate::support::Record| (r.text("path"), r.text("reason"));
+        ours.map(told).collect::<Vec<_>>()
+    };
+    let mut found = from_node(&mut lab);
+    found.sort();
+    let expect = [("plain", ""), ("plain", "denied"), ("probe", "reset")];
+    let expect = expect.map(|(path, reason)| (path.to_owned(), reason.to_owned()));
+    assert_eq!(found, expect);
+    let labels = [
+        ("destination_workload", "open"),
+        ("reporter", "destination"),
+    ];
+    let opened = lab
+        .daemon(1)
+        .metric("istio_tcp_connections_opened_total", &labels);
+    assert_eq!(opened, 7.0, "all are counted");
+    lab.daemon(1).kill();
+    let daemon = lab.launch(1).args(&["--log", "info,access=debug"]).start();
+    lab.install(1, daemon);
+    eventually(Duration::from_secs(12), "kubelet is known", || {
+        known(&mut lab)
+    });
+    for pod in [&open, &strict] {
+        assert_eq!(kubelet.call(pod.at(8080)), "served");
+        let to = pod.at(8080).to_string();
+        lab.daemon(1).record("it was asked for", |r| {
+            r.is("path", "probe") && r.is("dst.addr", &to)
+        });
+    }
 }

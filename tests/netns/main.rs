@@ -12,6 +12,7 @@
 mod support;
 
 mod capture;
+mod charge;
 mod congestion;
 mod enrolment;
 mod files;
@@ -20,6 +21,7 @@ mod handover;
 mod identity;
 mod index;
 mod kept;
+mod leaving;
 mod lifecycle;
 mod policy;
 mod review;

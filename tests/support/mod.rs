@@ -25,6 +25,7 @@ mod lab;
 mod namespace;
 mod objects;
 mod peer;
+mod played;
 mod wait;
 mod wire;
 
@@ -35,5 +36,6 @@ pub(crate) use kubernetes::Kubernetes;
 pub(crate) use lab::{Families, Lab, Node, Pod, PodSpec};
 pub(crate) use namespace::{Namespace, run};
 pub(crate) use peer::{Authority, HboneClient, HboneServer, Mint, Reply};
+pub(crate) use played::Played;
 pub(crate) use wait::{eventually, holds_for, poll, within};
 pub(crate) use wire::{Packet, Wire};

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::check::Error;
 use crate::check::facts::Got;
+use crate::check::gather::rights::label;
 use crate::check::shape::List;
 use crate::cluster::encoded;
 
@@ -114,11 +115,11 @@ impl Api {
                 None => Request::get(uri),
                 Some(_) => Request::post(uri).header("content-type", "application/json"),
             };
-            let body = body.map(serde_json::to_vec).transpose();
-            let body = body.map_err(|cause| Error::Answer(kube::Error::SerdeError(cause)))?;
+            let bytes = body.map(serde_json::to_vec).transpose();
+            let bytes = bytes.map_err(|cause| Error::Answer(kube::Error::SerdeError(cause)))?;
             let request = request
                 .header(ACCEPT, accept)
-                .body(body.unwrap_or_default());
+                .body(bytes.unwrap_or_default());
             let request = request.map_err(|cause| Error::Answer(kube::Error::HttpError(cause)))?;
             let answer = tokio::time::timeout(PATIENCE, self.0.request(request)).await;
             let cause = match answer {
@@ -133,7 +134,12 @@ impl Api {
                     429 if tries > 0 => {}
                     code => {
                         let message = status.message.trim();
-                        return Ok(Err(Unread::Refused(format!("{message} ({code})"))));
+                        let mut why = format!("{message} ({code})");
+                        if code == 403 {
+                            let verb = if body.is_some() { "create" } else { "read" };
+                            why = format!("{} is not granted: {why}", right(verb, uri));
+                        }
+                        return Ok(Err(Unread::Refused(why)));
                     }
                 },
                 kube::Error::SerdeError(cause) => {
@@ -146,5 +152,63 @@ impl Api {
             tries -= 1;
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+/// The right that a request needs, as `adit check` writes rights: `list daemonsets.apps`.
+fn right(verb: &str, uri: &str) -> String {
+    let path = uri.split('?').next().unwrap_or(uri);
+    let parts: Vec<_> = path.trim_start_matches('/').split('/').collect();
+    let (group, rest) = match &parts[..] {
+        ["api", _, rest @ ..] => ("", rest),
+        ["apis", group, _, rest @ ..] => (*group, rest),
+        _ => return format!("get {path}"),
+    };
+    let (namespace, rest) = match rest {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
+        rest => ("", rest),
+    };
+    let (resource, name) = (
+        rest.first().copied().unwrap_or_default(),
+        rest.get(1).copied().unwrap_or_default(),
+    );
+    let verb = match (verb, name) {
+        ("read", "") => "list",
+        ("read", _) => "get",
+        (verb, _) => verb,
+    };
+    label(verb, group, resource, name, namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::right;
+
+    #[test]
+    fn a_path_tells_the_right_that_it_needs() {
+        let check = |verb, uri, expect: &str| assert_eq!(right(verb, uri), expect);
+        check("read", "/api/v1/nodes?limit=500", "list nodes");
+        check("read", "/api/v1/namespaces", "list namespaces");
+        check(
+            "read",
+            "/apis/apps/v1/daemonsets?limit=500",
+            "list daemonsets.apps",
+        );
+        check(
+            "read",
+            "/apis/apps/v1/namespaces/adit-system/deployments?limit=5&continue=a/b",
+            "list deployments.apps in adit-system",
+        );
+        check(
+            "read",
+            "/api/v1/namespaces/adit-system/secrets/adit-ca",
+            "get secrets adit-ca in adit-system",
+        );
+        check(
+            "create",
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+            "create subjectaccessreviews.authorization.k8s.io",
+        );
+        check("read", "/version", "get /version");
     }
 }

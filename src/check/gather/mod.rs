@@ -60,8 +60,8 @@ pub(super) fn node(config: &Config) -> Option<ThisNode> {
 }
 
 /// What the cluster says.
-pub(super) async fn cluster(config: &Config) -> Result<Cluster, Error> {
-    let api = Api(config.access.client().await.map_err(Error::Access)?);
+pub(super) async fn cluster(config: &Config, access: &Access) -> Result<Cluster, Error> {
+    let api = Api(access.client().await.map_err(Error::Access)?);
     let place = &config.place;
     let ours = place.namespace.as_str();
     let version: Got<Option<Value>> = api.get("/version", Form::Whole).await?;
@@ -245,7 +245,7 @@ async fn rights(
         ]);
     }
     // Beside a daemon, its own account asks.
-    if config.access == Access::InCluster && config.node.is_some() {
+    if config.access == Some(Access::InCluster) && config.node.is_some() {
         let all = rights::daemon();
         return Ok(vec![rights::ask(api, Whose::Own, daemon, &all).await?]);
     }

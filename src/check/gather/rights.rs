@@ -131,7 +131,13 @@ pub(super) async fn ask(
         .flat_map(|right| right.verbs.iter().map(move |verb| (*verb, right)));
     let answers = each.map(|(verb, right)| {
         let (path, body) = review(&whose, verb, right);
-        let label = label(verb, right);
+        let label = label(
+            verb,
+            right.group,
+            right.resource,
+            right.name,
+            right.namespace,
+        );
         async move {
             let answer = api.review(path, &body).await?;
             Ok::<_, Error>(answer.map(|answer| (label, answer["status"]["allowed"] == true)))
@@ -147,13 +153,16 @@ pub(super) async fn ask(
     })
 }
 
-fn label(verb: &str, right: &Right<'_>) -> String {
-    let mut label = format!("{verb} {}", right.resource);
-    for (before, text) in [
-        (".", right.group),
-        (" ", right.name),
-        (" in ", right.namespace),
-    ] {
+/// A right as people read it; what is empty stands for all.
+pub(super) fn label(
+    verb: &str,
+    group: &str,
+    resource: &str,
+    name: &str,
+    namespace: &str,
+) -> String {
+    let mut label = format!("{verb} {resource}");
+    for (before, text) in [(".", group), (" ", name), (" in ", namespace)] {
         if !text.is_empty() {
             label.push_str(before);
             label.push_str(text);

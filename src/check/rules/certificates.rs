@@ -6,7 +6,7 @@ use crate::check::facts::{Root, SecretNotes};
 use crate::check::finding::{Check, Finding, State, count};
 use crate::check::rules::view::View;
 
-const GROUP: &str = "certificates";
+pub(super) const GROUP: &str = "certificates";
 
 const ROOTS: Check = Check {
     group: GROUP,

@@ -8,7 +8,7 @@ use crate::check::rules::kubernetes::is_linux;
 use crate::check::rules::settings;
 use crate::check::rules::view::View;
 
-const GROUP: &str = "installation";
+pub(super) const GROUP: &str = "installation";
 
 const DAEMONS: Check = Check {
     group: GROUP,
@@ -116,6 +116,12 @@ fn meant<'v>(nodes: &'v [Node], daemon: &Controller) -> impl Iterator<Item = &'v
     })
 }
 
+/// Why no DaemonSet of daemons is known.
+fn unseen<'v>(view: &'v View<'_>) -> &'v str {
+    let sets = view.cluster.daemon_sets.as_ref();
+    sets.map_or_else(String::as_str, |_| "there is no DaemonSet to be seen")
+}
+
 /// The names of nodes on which a daemon is ready; `None` where that is not known.
 pub(crate) fn served<'v>(view: &'v View<'_>) -> Option<BTreeSet<&'v str>> {
     let pods = pods_of(view, view.daemon?).ok()?;
@@ -131,7 +137,7 @@ fn nodes(view: &View<'_>) -> Finding {
     let (Some(daemon), Some(served)) = (view.daemon, served(view)) else {
         return NODES.skip(match &view.pods {
             Err(why) if view.daemon.is_some() => why.as_str(),
-            _ => "there is no DaemonSet to be seen",
+            _ => unseen(view),
         });
     };
     let without = meant(nodes, daemon).filter(|node| !served.contains(node.name.as_str()));
@@ -180,7 +186,7 @@ fn definitions(defined: &[String]) -> Finding {
 /// have it.
 fn skew(view: &View<'_>) -> Finding {
     let Some(daemon) = view.daemon else {
-        return SKEW.skip("there is no DaemonSet to be seen");
+        return SKEW.skip(unseen(view));
     };
     let mut images: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (what, controller) in [("daemons", Some(daemon)), ("authority", view.control)] {
@@ -234,7 +240,7 @@ fn skew(view: &View<'_>) -> Finding {
 
 fn same_settings(view: &View<'_>) -> Finding {
     if view.daemon.is_none() {
-        return SETTINGS.skip("there is no DaemonSet to be seen");
+        return SETTINGS.skip(unseen(view));
     }
     let domain = &view.mesh.settings.trust_domain;
     let theirs = view.control.map(settings::of);

@@ -4,7 +4,7 @@ use crate::check::facts::{Node, Rights};
 use crate::check::finding::{Check, Finding, State, count};
 use crate::check::rules::view::View;
 
-const GROUP: &str = "kubernetes";
+pub(super) const GROUP: &str = "kubernetes";
 
 const VERSION: Check = Check {
     group: GROUP,

@@ -5,7 +5,7 @@ use crate::check::finding::{Check, Finding, State, count};
 use crate::check::rules::view::View;
 use crate::identify::DEFAULT_LABEL;
 
-const GROUP: &str = "labels";
+pub(super) const GROUP: &str = "labels";
 
 const VALUES: Check = Check {
     group: GROUP,

@@ -4,7 +4,7 @@ use crate::check::facts::Controller;
 use crate::check::finding::{Check, Finding, State};
 use crate::check::rules::view::View;
 
-const GROUP: &str = "network";
+pub(super) const GROUP: &str = "network";
 
 const PRIMARY: Check = Check {
     group: GROUP,

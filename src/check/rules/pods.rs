@@ -8,7 +8,7 @@ use crate::check::rules::install;
 use crate::check::rules::view::View;
 use crate::mesh::{Bypass, Enrolment, Phase, TUNNEL_PORT};
 
-const GROUP: &str = "pods";
+pub(super) const GROUP: &str = "pods";
 
 const CAPTURED: Check = Check {
     group: GROUP,

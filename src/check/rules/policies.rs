@@ -8,7 +8,7 @@ use crate::mesh::policy::{
 };
 use crate::mesh::{Enrolment, Selector};
 
-const GROUP: &str = "policies";
+pub(super) const GROUP: &str = "policies";
 
 const READABLE: Check = Check {
     group: GROUP,

@@ -203,7 +203,7 @@ fn facts(objects: &[Value]) -> Facts {
             settings,
             root_namespace: "adit-system".to_owned(),
         },
-        cluster: Some(cluster),
+        cluster: Asked::Answered(Box::new(cluster)),
         node: None,
     }
 }
@@ -276,7 +276,14 @@ fn with(change: impl FnOnce(&mut Facts)) -> Facts {
 }
 
 fn in_cluster(change: impl FnOnce(&mut Cluster)) -> Facts {
-    with(|facts| change(facts.cluster.as_mut().unwrap()))
+    with(|facts| change(cluster_of(facts)))
+}
+
+fn cluster_of(facts: &mut Facts) -> &mut Cluster {
+    match &mut facts.cluster {
+        Asked::Answered(cluster) => cluster,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -361,7 +368,7 @@ fn before_an_installation_nothing_is_asked_of_one() {
         .collect();
     let mut facts = facts(&objects);
     facts.pre = true;
-    let cluster = facts.cluster.as_mut().unwrap();
+    let cluster = cluster_of(&mut facts);
     cluster.definitions = Ok(Vec::new());
     cluster.admission = Ok(Vec::new());
     cluster.roots = Ok(None);

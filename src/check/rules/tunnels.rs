@@ -15,7 +15,7 @@ use crate::check::finding::{Check, Finding, State, count};
 use crate::check::rules::view::View;
 use crate::mesh::{Labels, TUNNEL_PORT};
 
-const GROUP: &str = "network policies";
+pub(super) const GROUP: &str = "network policies";
 
 const INGRESS: Check = Check {
     group: GROUP,

@@ -4,6 +4,7 @@
 //! things is that of [`handover`](crate::node::handover).
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::node::control::{Control, Event};
 use crate::node::enrol::Held;
-use crate::node::handover::{self, Estates, Hello, PodEstate, Wish};
+use crate::node::handover::{self, Estates, Hello, Lock, PodEstate, Wish};
 use crate::node::mark::Marks;
 use crate::node::pods::Wanted;
 use crate::node::worker::Command;
@@ -192,10 +193,11 @@ impl Control {
 
     /// Stops to accept. What was dialled in clear between two of our pods arrives before: the next
     /// daemon would take it for a tunnel.
-    fn yield_to(&mut self, answer: oneshot::Sender<()>) {
+    fn yield_to(&mut self, answer: oneshot::Sender<Option<OwnedFd>>) {
         let Charge::Handing(handing) = &mut self.charge else {
             return;
         };
+        let lock = self.lock.as_ref().and_then(|lock| lock.share().ok());
         let (workers, paused) = (self.workers.clone(), handing.paused.clone());
         let announcements = self.shared.announcements.clone();
         let stop = async move {
@@ -212,7 +214,7 @@ impl Control {
             }
             let _ = paused.set(Instant::now());
             ask_all(&workers, Command::Pause).await;
-            let _ = answer.send(());
+            let _ = answer.send(lock);
         };
         handing.work = Some(task::spawn("yield", stop));
     }
@@ -241,6 +243,8 @@ impl Control {
         for held in settled.iter().filter_map(|uid| self.held.get(uid)) {
             held.give_up();
         }
+        // It has a copy, and holds it alone from here on.
+        self.lock = None;
         // What took too long is the next daemon's to do.
         for stop in self.under_way.drain().map(|(_, stop)| stop) {
             stop.stop();
@@ -284,21 +288,22 @@ impl Control {
     fn left_alone(&mut self) {
         self.successor = None;
         if let Charge::Handed(handed) = &mut self.charge {
-            let (path, node) = (self.config.handover_socket(), self.shared.node.clone());
+            let (run_dir, node) = (self.config.run_dir.clone(), self.shared.node.clone());
             let events = self.events.clone();
             let watch = async move {
-                handover::watch(&path, &node).await;
-                let _ = events.send(Event::Alone);
+                let lock = handover::watch(&run_dir, &node).await;
+                let _ = events.send(Event::Alone(lock));
             };
             handed.watch = Some(task::spawn("watch", watch));
         }
     }
 
     /// No daemon serves this node any more: this one does again, as after a crash of its own.
-    pub(super) fn take_back(&mut self) {
+    pub(super) fn take_back(&mut self, lock: Lock) {
         if !self.has_handed() || self.ending.is_some() {
             return;
         }
+        self.lock = Some(lock);
         tracing::warn!("the daemon that had taken over is gone: taking the pods back");
         count(&self.shared.metrics.daemon, "taken_back");
         self.charge = Charge::Own;

@@ -75,6 +75,9 @@ impl Control {
         }
         self.forget_namespaces();
         self.doors.leave();
+        if let Some(lock) = self.lock.take() {
+            lock.remove(&self.config.run_dir);
+        }
         tracing::info!(marks_left = !marks, "node left");
         true
     }

@@ -40,7 +40,7 @@ use crate::node::control::plugging::Plugged;
 use crate::node::control::taking::{Before, Legacy};
 use crate::node::doors::{Callers, Doors};
 use crate::node::enrol::{Checked, Enrolled, Enroller, Held, Stop};
-use crate::node::handover::{self, Predecessor};
+use crate::node::handover::{self, Arrived, Lock};
 use crate::node::mark::{ApiScribe, Marks, Note, Scribe, Unwritten};
 use crate::node::plugin::Left;
 use crate::node::pods::{Outcome, Pods, Wanted};
@@ -81,8 +81,8 @@ enum Event {
     PredecessorGone,
     /// An inherited capture is as this daemon wants it; listeners that had to be made.
     Settled(Arc<str>, Result<Vec<WorkerListeners>, String>),
-    /// The daemon that had taken over is gone, and nobody is in its place.
-    Alone,
+    /// The daemon that had taken over is gone, and nobody is in its place: this one holds the lock.
+    Alone(Lock),
 }
 
 /// What a control loop is made of.
@@ -122,6 +122,8 @@ pub(crate) struct Control {
     checking: bool,
     /// Whose the pods are.
     charge: Charge,
+    /// Held while they are this daemon's.
+    lock: Option<Lock>,
     /// The daemon before this one, while it lives.
     before: Option<Before>,
     /// The next daemon, once it has said hello.
@@ -164,7 +166,7 @@ impl Control {
     /// # Errors
     ///
     /// When the system refuses a thread.
-    pub(crate) fn new(parts: Parts, predecessor: Option<Predecessor>) -> io::Result<Self> {
+    pub(crate) fn new(parts: Parts, arrived: Arrived) -> io::Result<Self> {
         let Parts {
             config,
             shared,
@@ -204,6 +206,7 @@ impl Control {
             scribe,
             checking: false,
             charge: Charge::Own,
+            lock: None,
             before: None,
             successor: None,
             doors,
@@ -214,8 +217,9 @@ impl Control {
             events,
             received,
         };
-        if let Some(predecessor) = predecessor {
-            control.await_predecessor(predecessor);
+        match arrived {
+            Arrived::Alone(lock) => control.lock = Some(lock),
+            Arrived::After(predecessor) => control.await_predecessor(predecessor),
         }
         Ok(control)
     }
@@ -298,14 +302,12 @@ impl Control {
             Event::NotInherited(error) => return ControlFlow::Break(Err(error)),
             Event::PredecessorGone => self.predecessor_gone(),
             Event::Settled(uid, settled) => self.settled_in(&uid, settled),
-            Event::Alone => self.take_back(),
+            Event::Alone(lock) => self.take_back(lock),
             Event::Enrolled(pod, result) => self.enrolled(&pod, result),
             Event::Left(uid, outcome) => self.left(&uid, outcome),
             Event::Kubelet(known) => self.report_kubelet(known),
             Event::Marked(note, written) => self.marked(&note, &written),
             Event::Checked(found) => self.checked(found),
-            // What the daemon before this one carries there is not counted here.
-            Event::Live(..) if self.before.is_some() => {}
             Event::Live(uid, 0) => self.pods.idle(&uid, Instant::now()),
             Event::Live(..) => {}
         }
@@ -443,9 +445,15 @@ impl Control {
         self.before = None;
         self.held.clear();
         let drained = ask(&self.workers, Command::Drain);
+        // Answered when the listeners are closed: another daemon may begin from then on.
+        let (closed, lock) = (ask(&self.workers, Command::Pause), self.lock.take());
         let (events, limit) = (self.events.clone(), self.config.drain);
         let since = self.carries_since();
         let wait = async move {
+            for worker in closed {
+                let _ = worker.await;
+            }
+            drop(lock);
             let all = async {
                 for worker in drained {
                     let _ = worker.await;
@@ -508,10 +516,16 @@ impl Control {
                 })
                 .collect();
             let events = self.events.clone();
+            // What the daemon before this one carries, it alone counts.
+            let beside = self.before.as_ref().and_then(|_| self.held.get(&uid));
+            let beside = beside.map(|held| (self.enroller.clone(), held.clone()));
             let count = async move {
                 let mut live = 0;
                 for count in counts {
                     live += count.await.unwrap_or(0);
+                }
+                if let (0, Some((enroller, held))) = (live, beside) {
+                    live = usize::from(!enroller.is_quiet(held).await);
                 }
                 let _ = events.send(Event::Live(uid, live));
             };

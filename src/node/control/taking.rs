@@ -11,7 +11,7 @@ use crate::causes::Causes;
 use crate::node::control::handing::{Charge, count};
 use crate::node::control::{Control, Event};
 use crate::node::enrol::{Enroller, Held, Inherited};
-use crate::node::handover::{self, Estates, Predecessor};
+use crate::node::handover::{self, Estates, Lock, Predecessor};
 use crate::node::plugin::Known;
 use crate::node::world::LocalPod;
 use crate::task::{self, Task};
@@ -27,6 +27,8 @@ pub(super) struct Legacy {
     /// Pods that came and are not what they should be, with the reason.
     failed: Vec<(Arc<str>, String)>,
     listeners: usize,
+    /// What the daemon in charge holds, once that is this one.
+    lock: Option<Lock>,
     /// Why the other has not said that it stops, if it is gone.
     orphaned: Option<String>,
     since: Instant,
@@ -44,9 +46,9 @@ impl Control {
         let (ready, told) = oneshot::channel();
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
         let process = predecessor.process;
-        let (socket, node) = (self.config.handover_socket(), self.shared.node.clone());
+        let (run_dir, node) = (self.config.run_dir.clone(), self.shared.node.clone());
         let talk = async move {
-            match succeed(&predecessor, told, &enroller, (&socket, &node)).await {
+            match succeed(&predecessor, told, &enroller, (&run_dir, &node)).await {
                 Ok(legacy) => {
                     let _ = events.send(Event::Inherited(Box::new(legacy)));
                 }
@@ -96,10 +98,12 @@ impl Control {
             sandboxes,
             failed,
             listeners,
+            lock,
             orphaned,
             since,
         } = legacy;
         self.charge = Charge::Own;
+        self.lock = lock;
         for known in sandboxes {
             self.plugged.add(known);
         }
@@ -197,16 +201,18 @@ async fn succeed(
     predecessor: &Predecessor,
     ready: oneshot::Receiver<()>,
     enroller: &Enroller,
-    (socket, node): (&Path, &str),
+    (run_dir, node): (&Path, &str),
 ) -> Result<Legacy, handover::Error> {
     tokio::select! {
         _ = ready => {}
         () = predecessor.gone() => {
-            if handover::lives(socket, node).await {
+            if handover::lives(run_dir, node).await {
                 return Err(handover::Error::GoneOn);
             }
+            let lock = handover::left_to(run_dir).await?;
             let mut nothing = Legacy::new(Estates::default(), enroller, Instant::now()).await;
             nothing.orphaned = Some("it ended before this one was ready".to_owned());
+            nothing.lock = Some(lock);
             return Ok(nothing);
         }
     }
@@ -215,17 +221,19 @@ async fn succeed(
     // Looked at first: what takes time is to be over when nobody accepts.
     let mut legacy = Legacy::new(estates, enroller, since).await;
     let taken = match whole {
-        Ok(()) => predecessor.take().await,
-        cut => cut,
+        Ok(()) => predecessor.take(run_dir).await,
+        Err(cut) => Err(cut),
     };
-    match taken {
-        Ok(()) => Ok(legacy),
-        Err(error) if handover::lives(socket, node).await => Err(error),
+    legacy.lock = Some(match taken {
+        Ok(lock) => lock,
+        Err(error) if handover::lives(run_dir, node).await => return Err(error),
         Err(error) => {
+            let lock = handover::left_to(run_dir).await?;
             legacy.orphaned = Some(Causes(&error).to_string());
-            Ok(legacy)
+            lock
         }
-    }
+    });
+    Ok(legacy)
 }
 
 impl Legacy {
@@ -237,6 +245,7 @@ impl Legacy {
             sandboxes: estates.sandboxes,
             failed,
             listeners,
+            lock: None,
             orphaned: None,
             since,
         }

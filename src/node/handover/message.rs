@@ -103,7 +103,7 @@ pub(super) enum Word {
     Complete { pods: usize, listeners: usize },
     /// The next daemon could serve all that at once.
     Take,
-    /// Nobody accepts any more; the next daemon may.
+    /// Nobody accepts any more; the next daemon may. The lock is beside it.
     Yours,
     /// It does.
     Serving,

@@ -18,11 +18,13 @@
 //! runs: if the other falls silent or dies, it goes on, and nothing is lost, for its listeners never
 //! closed. From `serving` on it is the next one; should that die while the first still lives, the
 //! first takes the pods back, as after a crash of its own. Who finds the other dead instead goes on
-//! with what it has been given.
+//! with what it has been given. Whoever is in charge holds the [`lock`] of the run directory, which
+//! passes with `yours`: so that of several who find nobody, one alone begins to serve.
 //!
 //! [`message`] is what passes, [`offer`] the side of the daemon that runs, [`take`] that of the next.
 //! What is decided on either side is the control loop's (`control/handing.rs`, `control/taking.rs`).
 
+mod lock;
 mod message;
 mod offer;
 mod take;
@@ -34,9 +36,13 @@ use crate::node::plugin::Known;
 use crate::node::pods::Wanted;
 use crate::sys::netns::Netns;
 
+pub(crate) use lock::Lock;
 pub(crate) use message::{Hello, Wants};
 pub(crate) use offer::{Wish, serve};
-pub(crate) use take::{Error, Met, Predecessor, lives, meet, watch};
+pub(crate) use take::{Arrived, Error, Predecessor, arrive, left_to, lives, watch};
+
+/// The socket in the run directory at which the next daemon asks the one that runs.
+pub(crate) const SOCKET: &str = "handover.sock";
 
 /// A captured pod on its way to the next daemon.
 #[derive(Debug)]

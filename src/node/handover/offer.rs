@@ -4,6 +4,7 @@
 //! loop is told of [`Wish`]es.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,8 +30,8 @@ pub(crate) enum Wish {
     Greet(Hello, oneshot::Sender<Result<(), String>>),
     /// It wants to have everything that passes.
     Inventory(oneshot::Sender<Estates>),
-    /// It could serve all that: accept nothing more, and say so.
-    Yield(oneshot::Sender<()>),
+    /// It could serve all that: accept nothing more, and say so by a copy of the lock.
+    Yield(oneshot::Sender<Option<OwnedFd>>),
     /// It serves.
     Handed,
     /// It is not going to, for this reason.
@@ -152,8 +153,11 @@ async fn hand_over(packets: &Waiting<Packets>, to: &Wishes) -> io::Result<()> {
     tokio::time::timeout(LOOKING, expect(packets, &Word::Take)).await??;
     let (answer, answered) = oneshot::channel();
     let _ = to.send(Wish::Yield(answer));
-    answered.await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-    say(packets, &Word::Yours).await?;
+    let lock: Option<OwnedFd> = answered.await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+    let beside: Vec<_> = lock.iter().map(AsFd::as_fd).collect();
+    let yours = serde_json::to_vec(&Word::Yours)?;
+    packets.send_all(&yours, &beside).await?;
+    drop(lock);
     match tokio::time::timeout(BETWEEN, expect(packets, &Word::Serving)).await {
         Ok(said) => said?,
         Err(_) => {

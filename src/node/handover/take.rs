@@ -2,16 +2,23 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::node::handover::Estates;
+use crate::node::handover::lock::Lock;
 use crate::node::handover::message::{Hello, LARGEST, OutOfPlace, Unpacked, Wants, Word};
+use crate::node::handover::{Estates, SOCKET};
 use crate::sys::seqpacket::{Packets, Waiting};
 
 /// How long the daemon that runs may take for its next word. It finishes what is under way first.
 const SILENCE: Duration = Duration::from_secs(20);
 /// How long to wait before asking again whether somebody serves.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The same of somebody who is about to begin, or just ends.
+const SOON: Duration = Duration::from_millis(50);
+/// How long somebody who holds the lock may take to answer, or to end.
+const HOLDING: Duration = Duration::from_secs(10);
+/// How long one whose conversation has ended may take to let go of the lock.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Why pods did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +35,27 @@ pub(crate) enum Error {
     /// It goes on itself.
     #[error("the daemon that runs has broken off, and goes on itself")]
     GoneOn,
+    /// It does not take this one for the next.
+    #[error("the daemon that runs does not hand over to this one: {0}")]
+    Refused(String),
+    /// Another was quicker, or is stuck.
+    #[error("another daemon holds the lock in {0}: end that one, or start this one again")]
+    Held(String),
+    /// There is nothing to lock.
+    #[error("cannot lock the run directory: choose another with --run-dir")]
+    NoLock(#[source] io::Error),
+}
+
+/// How a daemon begins.
+pub(crate) enum Arrived {
+    /// None runs, and none can begin beside it.
+    Alone(Lock),
+    /// One runs, and is about to hand over.
+    After(Predecessor),
 }
 
 /// Who was found.
-pub(crate) enum Met {
+enum Met {
     /// No daemon runs.
     Nobody,
     /// One does, and hands nothing over to this one.
@@ -50,12 +74,43 @@ pub(crate) struct Predecessor {
     pub(crate) program: String,
 }
 
-/// Says `hello` to the daemon that listens at `path`, if one does.
+/// Finds out whether this daemon is to serve the pods itself, or after the one that runs. One that
+/// is about to begin or to end is waited for.
 ///
 /// # Errors
 ///
-/// See [`Error`]: one listens, and does not answer.
-pub(crate) async fn meet(path: &Path, hello: &Hello) -> Result<Met, Error> {
+/// See [`Error`]: another serves, and neither answers nor hands over.
+pub(crate) async fn arrive(run_dir: &Path, hello: &Hello) -> Result<Arrived, Error> {
+    let until = Instant::now() + HOLDING;
+    loop {
+        let refused = match meet(run_dir, hello).await? {
+            Met::Predecessor(predecessor) => return Ok(Arrived::After(predecessor)),
+            Met::Refused(reason) => Some(reason),
+            Met::Nobody => None,
+        };
+        match (Lock::take(run_dir).map_err(Error::NoLock)?, refused) {
+            // One that only drains refuses as well.
+            (Some(lock), _) => return Ok(Arrived::Alone(lock)),
+            (None, Some(reason)) => return Err(Error::Refused(reason)),
+            (None, None) if Instant::now() < until => tokio::time::sleep(SOON).await,
+            (None, None) => return Err(Error::Held(run_dir.display().to_string())),
+        }
+    }
+}
+
+/// Waits until the lock of a daemon that has just ended is this one's.
+///
+/// # Errors
+///
+/// It serves yet, or another has begun to.
+pub(crate) async fn left_to(run_dir: &Path) -> Result<Lock, Error> {
+    let lock = Lock::wait(run_dir, ENDING).await.map_err(Error::NoLock)?;
+    lock.ok_or_else(|| Error::Held(run_dir.display().to_string()))
+}
+
+/// Says `hello` to the daemon of this run directory, if one listens.
+async fn meet(run_dir: &Path, hello: &Hello) -> Result<Met, Error> {
+    let path = &run_dir.join(SOCKET);
     let silent = || Error::Silent(path.display().to_string());
     let packets = match Waiting::<Packets>::connect(path) {
         Ok(packets) => packets,
@@ -117,15 +172,21 @@ impl Predecessor {
     /// # Errors
     ///
     /// The other goes on, or is gone.
-    pub(crate) async fn take(&self) -> Result<(), Error> {
+    pub(crate) async fn take(&self, run_dir: &Path) -> Result<Lock, Error> {
         self.say(&Word::Take).await?;
-        let heard = tokio::time::timeout(SILENCE, hear(&self.packets)).await;
-        match heard.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-            Word::Yours => {}
-            _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+        let heard = tokio::time::timeout(SILENCE, self.packets.receive_all(LARGEST)).await;
+        let (message, mut beside) =
+            heard.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        if understood(&message)? != Word::Yours {
+            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
         }
+        let lock = match beside.pop() {
+            Some(lock) => Lock::passed(lock),
+            // It is of a version that knew of none.
+            None => left_to(run_dir).await?,
+        };
         // Fails if the other has lost its patience, and accepts again.
-        self.say(&Word::Serving).await
+        self.say(&Word::Serving).await.map(|()| lock)
     }
 
     /// Waits until the other is gone.
@@ -139,33 +200,38 @@ impl Predecessor {
     }
 }
 
-/// Waits until no daemon serves at `path`, for one that has handed over.
-pub(crate) async fn watch(path: &Path, node: &str) {
+/// Waits until no daemon serves here, for one that has handed over, and gives it the lock.
+pub(crate) async fn watch(run_dir: &Path, node: &str) -> Lock {
     loop {
         let met = match Hello::new(Wants::Word, node) {
-            Ok(hello) => meet(path, &hello).await,
+            Ok(hello) => meet(run_dir, &hello).await,
             Err(error) => Err(error.into()),
         };
         match met {
-            Ok(Met::Nobody) => return,
+            Ok(Met::Nobody) => match Lock::take(run_dir) {
+                Ok(Some(lock)) => return lock,
+                // Whoever has it is about to be found here.
+                Ok(None) => tokio::time::sleep(SOON).await,
+                Err(_) => tokio::time::sleep(AGAIN).await,
+            },
             Ok(Met::Predecessor(serving)) => serving.gone().await,
             Ok(Met::Refused(_)) | Err(_) => tokio::time::sleep(AGAIN).await,
         }
     }
 }
 
-/// Whether a daemon serves at `path`. One that is just dying answers nothing more, and counts as one
-/// that does not.
-pub(crate) async fn lives(path: &Path, node: &str) -> bool {
+/// Whether a daemon serves here. One that is just dying answers nothing more, and counts as one that
+/// does not.
+pub(crate) async fn lives(run_dir: &Path, node: &str) -> bool {
     const LOOKS: usize = 20;
     for _ in 0..LOOKS {
         let Ok(hello) = Hello::new(Wants::Word, node) else {
             return true;
         };
-        match meet(path, &hello).await {
+        match meet(run_dir, &hello).await {
             Ok(Met::Nobody) => return false,
             Ok(Met::Predecessor(_)) | Err(Error::Silent(_)) => return true,
-            Ok(Met::Refused(_)) | Err(_) => tokio::time::sleep(AGAIN / 20).await,
+            Ok(Met::Refused(_)) | Err(_) => tokio::time::sleep(SOON).await,
         }
     }
     true

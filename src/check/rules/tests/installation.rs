@@ -106,7 +106,7 @@ fn the_daemons_settings_count() {
         json!([ca]),
     );
     let mut found = facts(&sound());
-    let cluster = found.cluster.as_mut().unwrap();
+    let cluster = cluster_of(&mut found);
     let sets = cluster.daemon_sets.as_mut().unwrap();
     *sets = vec![read::<shape::Controller>(&other).fact()];
     assert_eq!(finding(&found, name).state, State::Fail);
@@ -132,7 +132,7 @@ fn the_daemons_settings_count() {
         json!(["--ca", "https://istiod.istio-system:15012"]),
     );
     let mut found = facts(&sound());
-    let cluster = found.cluster.as_mut().unwrap();
+    let cluster = cluster_of(&mut found);
     cluster.daemon_sets = Ok(vec![read::<shape::Controller>(&istiod).fact()]);
     cluster.deployments = Ok(Vec::new());
     cluster.roots = Ok(None);

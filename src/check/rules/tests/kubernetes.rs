@@ -202,13 +202,7 @@ fn networks_that_do_not_go_with_a_mesh_are_told() {
     let mut facts = facts(&[sound(), vec![ztunnel]].concat());
     let label = ("istio.io/dataplane-mode".to_owned(), "ambient".to_owned());
     facts.told.settings.enrol_labels.push(label);
-    let sets = facts
-        .cluster
-        .as_mut()
-        .unwrap()
-        .daemon_sets
-        .as_mut()
-        .unwrap();
+    let sets = cluster_of(&mut facts).daemon_sets.as_mut().unwrap();
     sets.retain(|set| set.name != "adit-node");
     sets.push(read::<shape::Controller>(&daemon).fact());
     changed(&facts, "no other mesh", State::Fail, &["both take"]);

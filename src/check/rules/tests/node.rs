@@ -88,7 +88,7 @@ fn a_node_that_cannot_capture_is_told() {
     );
     let pre = with(|facts| {
         facts.pre = true;
-        facts.cluster = None;
+        facts.cluster = Asked::InVain;
         facts.node = Some(this_node());
     });
     assert!(
