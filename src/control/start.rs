@@ -53,7 +53,8 @@ pub enum StartError {
 /// A [`StartError`], before anything is served. That the API server is away is none: the authority
 /// waits for it, and is not ready.
 pub fn run(config: Config) -> Result<(), StartError> {
-    let log = Log::start(&config.log_filter, config.log_format).map_err(StartError::Log)?;
+    let filter = config.log_filter.clone().keeping("audit");
+    let log = Log::start(&filter, config.log_format).map_err(StartError::Log)?;
     sys::process::raise_descriptor_limit();
     let runtime = Builder::new_current_thread()
         .enable_all()

@@ -34,6 +34,8 @@ const STAGED_AT: &str = "adit.mesh/staged-at";
 const PROMOTED_AT: &str = "adit.mesh/promoted-at";
 const LONGEST: &str = "adit.mesh/longest-validity";
 const PUBLISHED: &str = "adit.mesh/published";
+/// No certificate is valid for longer: what `--max-validity` takes at most.
+const AGES: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Why an object cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +46,7 @@ pub(crate) enum Unreadable {
     Root(&'static str),
     #[error("its annotation {0} is not a time such as 2026-01-31T12:00:00Z")]
     Time(&'static str),
-    #[error("its annotation {0} is not a number of seconds")]
+    #[error("its annotation {0} is not a number of seconds up to ten years")]
     Seconds(&'static str),
 }
 
@@ -120,8 +122,10 @@ impl Keys {
             }
             None => None,
         };
-        let longest = note(LONGEST).map_or(Ok(0), str::parse);
-        let longest = longest.map_err(|_| Unreadable::Seconds(LONGEST))?;
+        let longest = note(LONGEST).map_or(Ok(0), str::parse).ok();
+        // Times are reckoned with it, which end somewhere.
+        let longest = longest.filter(|seconds| *seconds <= AGES.as_secs());
+        let longest = longest.ok_or(Unreadable::Seconds(LONGEST))?;
         let keys = Self {
             active: root("root.pem", "root.key")?,
             staged,
@@ -394,6 +398,7 @@ mod tests {
         check(&note(STAGED_AT, "yesterday"), STAGED_AT);
         check(&note(PROMOTED_AT, ""), PROMOTED_AT);
         check(&note(LONGEST, "1d"), "number of seconds");
+        check(&note(LONGEST, "18446744073709551615"), "number of seconds");
         check(&|s| s.data = None, "root.pem is missing");
     }
 

@@ -11,15 +11,17 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
+use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use webpki::KeyUsage;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
 use crate::mesh::{Identity, TrustDomain};
 use crate::pki::certificate::{hexadecimal, time};
-use crate::pki::crypto::random;
+use crate::pki::crypto::{random, verify_path};
 use crate::pki::issue::uri;
 
 /// How long a root made here is valid.
@@ -193,7 +195,32 @@ impl Authority {
         if authority.roots.is_empty() {
             return Err(flaw("is not self-signed, and there is no root beside it"));
         }
+        if !authority.leads_to_a_root(trust_domain, now) {
+            let fault = "leads from its certificate to none of the roots beside it";
+            return Err(malformed(Part::Chain, fault));
+        }
         Ok(authority)
+    }
+
+    /// Whether peers take what is signed here: a leaf is made on trial, which nobody ever sees. Of
+    /// files that are replaced one by one, a root may be of another authority than the rest.
+    fn leads_to_a_root(&self, trust_domain: &TrustDomain, now: SystemTime) -> bool {
+        let trial = || {
+            let name = format!("spiffe://{trust_domain}/ns/trial/sa/trial");
+            let name = SanType::URI(name.try_into()?);
+            self.leaf(&KeyPair::generate()?, vec![name], peers(), BACKDATED, now)
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(self.roots.iter().cloned());
+        let since = now.duration_since(SystemTime::UNIX_EPOCH);
+        let now = UnixTime::since_unix_epoch(since.unwrap_or_default());
+        trial().is_ok_and(|chain: Vec<_>| {
+            chain.split_first().is_some_and(|(leaf, between)| {
+                [KeyUsage::server_auth(), KeyUsage::client_auth()]
+                    .into_iter()
+                    .all(|usage| verify_path(leaf, between, &roots, now, usage).is_ok())
+            })
+        })
     }
 
     /// A self-signed certificate is a root; any other is shown to peers on the way to one.
@@ -263,11 +290,7 @@ impl Authority {
         validity: Duration,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, rcgen::Error> {
-        let usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        self.leaf(key, vec![uri(identity)?], usages, validity, now)
+        self.leaf(key, vec![uri(identity)?], peers(), validity, now)
     }
 
     /// Signs a leaf for a server that is reached by `names`, DNS names or addresses. It names no
@@ -314,6 +337,14 @@ impl Authority {
         chain.extend(self.intermediates.iter().cloned());
         Ok(chain)
     }
+}
+
+/// A workload is server and client under the same certificate.
+fn peers() -> Vec<ExtendedKeyUsagePurpose> {
+    vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ]
 }
 
 /// Reads every certificate of a text in PEM.

@@ -78,6 +78,17 @@ impl Filter {
         Ok(Self(filter))
     }
 
+    /// The same with a target's lines from `info` on, unless it says itself what is wanted of that
+    /// target: for records that nobody means to lose who wants a quiet log.
+    #[must_use]
+    pub fn keeping(self, target: &str) -> Self {
+        let names = |directive: &str| directive.split(['=', '[']).next() == Some(target);
+        match self.0.split(',').any(names) {
+            true => self,
+            false => Self(format!("{},{target}=info", self.0)),
+        }
+    }
+
     /// The filter in text form.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -213,5 +224,17 @@ mod tests {
         check("", false);
         check("info,", false);
         check("access=loud", false);
+    }
+
+    #[test]
+    fn a_target_is_kept_unless_it_is_named() {
+        let check = |text: &str, expect: &str| {
+            let kept = Filter::parse(text).unwrap().keeping("audit");
+            assert_eq!(kept.as_str(), expect);
+            assert_eq!(Filter::parse(expect).unwrap(), kept);
+        };
+        check("error", "error,audit=info");
+        check("off,auditor=warn", "off,auditor=warn,audit=info");
+        check("warn,audit=off", "warn,audit=off");
     }
 }

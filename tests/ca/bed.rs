@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -297,9 +298,16 @@ fn answer(status: &Value, asked: &[String]) -> Value {
     status
 }
 
+/// Ports that are free, and below those of which the kernel gives any connection one: a replica
+/// binds them some time later, while other tests connect.
 fn free_ports(namespace: Option<&Namespace>) -> [u16; 3] {
+    let draw = || {
+        let random = RandomState::new().hash_one(0) % 20_000;
+        12_000 + u16::try_from(random).expect("it is less")
+    };
+    let bind = || TcpListener::bind(("0.0.0.0", draw())).ok();
     let find = || {
-        let bound = [(); 3].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a port is free"));
+        let bound = [(); 3].map(|()| (0..1000).find_map(|_| bind()).expect("a port is free"));
         bound.map(|listener| listener.local_addr().expect("it is bound").port())
     };
     match namespace {

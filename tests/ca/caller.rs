@@ -100,6 +100,19 @@ impl Caller {
         })
     }
 
+    /// Sends a message so often at once, each over a connection of its own, and tells the codes of
+    /// the answers.
+    pub(crate) fn crowd(&self, message: &CertificateRequest, times: usize) -> Vec<Code> {
+        let one = async |message| {
+            let mut sender = self.open().await?;
+            self.call(&mut sender, message).await
+        };
+        let all = (0..times).map(|_| one(message.clone()));
+        let answers = self.runtime.block_on(futures_util::future::join_all(all));
+        let code = |answer: Result<_, Status>| answer.map_or_else(|s| s.code(), |_| Code::Ok);
+        answers.into_iter().map(code).collect()
+    }
+
     async fn open(&self) -> Result<Sender, Status> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Status::unavailable(format!("{what}: {error}"))

@@ -436,6 +436,44 @@ fn a_node_that_asks_too_often_is_slowed_down_and_others_are_not() {
 }
 
 #[test]
+fn no_more_are_worked_on_at_once_than_a_replica_bears() {
+    const AT_ONCE: usize = 128;
+    let (bed, control) = Bed::shop();
+    let caller = bed.caller(&control);
+    // Whoever is worked on waits for the review of its token.
+    bed.api.fail("", Call::Write, usize::MAX, Fault::Silence);
+    let codes = caller.crowd(&request(CART, 0), AT_ONCE + 40);
+    let many = |code| codes.iter().filter(|c| **c == code).count();
+    // Where connections take long to come about, some come when the first have ended.
+    let (busy, waited) = (many(Code::ResourceExhausted), many(Code::Unavailable));
+    assert!((1..=40).contains(&busy), "{codes:?}");
+    assert_eq!(busy + waited, AT_ONCE + 40, "{codes:?}");
+    let refused =
+        |reason| format!("adit_control_certificates_refused_total{{reason=\"{reason}\"}}");
+    assert_eq!(control.metric(&refused("busy")), busy as f64);
+    assert_eq!(control.metric(&refused("api")), waited as f64);
+    bed.api.heal();
+    assert!(caller.ask("shop", "cart").is_ok(), "there is room again");
+}
+
+#[test]
+fn a_quiet_log_has_the_audit_records_still() {
+    let bed = Bed::new();
+    bed.pod("worker-1", "shop", "cart-1", "cart");
+    let control = bed.start("control", &["--log", "error"]);
+    let issued = bed.caller(&control).ask("shop", "cart");
+    let issued = issued.expect("it is granted");
+    control.await_record("certificate issued", |r| r["serial"] == issued.serial());
+    let refused = bed.caller(&control).ask("shop", "bank");
+    assert!(refused.is_err());
+    control.await_record("certificate refused", |r| r["reason"] == "not_on_node");
+    assert!(control.records("certificate authority started").is_empty());
+    let control = bed.start("silent", &["--log", "error,audit=off"]);
+    assert!(bed.caller(&control).ask("shop", "cart").is_ok());
+    assert!(control.records("certificate issued").is_empty(), "as told");
+}
+
+#[test]
 fn while_the_api_server_is_away_nothing_is_granted_and_then_again() {
     let (mut bed, mut control) = Bed::shop();
     let caller = bed.caller(&control);

@@ -1,5 +1,6 @@
 //! Where the root comes from: made once, found again, brought by the user, and never lost silently.
 
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -204,4 +205,79 @@ fn an_intermediate_of_the_users_own_signs() {
     assert!(bed.caller(&control).ask("shop", "cart").is_ok());
     let (done, told) = bed.ca("stage");
     assert!(!done && told.contains("brought by the user"), "{told}");
+}
+
+/// Puts files into a directory as the kubelet mounts a Secret: all of them are exchanged at once, by
+/// one link.
+fn mount(directory: &Path, generation: usize, files: &[(&str, &str)]) {
+    let content = directory.join(format!("..{generation}"));
+    std::fs::create_dir_all(&content).expect("the directory is writable");
+    for (name, text) in files {
+        std::fs::write(content.join(name), text).expect("the directory is writable");
+        let _ = std::os::unix::fs::symlink(Path::new("..data").join(name), directory.join(name));
+    }
+    let new = directory.join("..new");
+    std::os::unix::fs::symlink(format!("..{generation}"), &new).expect("it is free");
+    std::fs::rename(&new, directory.join("..data")).expect("both are in one directory");
+}
+
+#[test]
+fn a_secret_of_cert_managers_is_followed_with_its_whole_chain() {
+    let bed = Bed::new();
+    bed.pod("worker-1", "shop", "cart-1", "cart");
+    let key = || KeyPair::generate().expect("a key can be made");
+    let root = |name| CertifiedIssuer::self_signed(authority(name), key()).expect("it signs");
+    let (first, second) = (root("first"), root("second"));
+    let mounted = bed.path("mounted");
+    let put = |generation, above: &CertifiedIssuer<'static, KeyPair>, roots: &str| {
+        let upper = CertifiedIssuer::signed_by(authority("upper"), key(), above);
+        let upper = upper.expect("it signs");
+        let lower = CertifiedIssuer::signed_by(authority("lower"), key(), &upper);
+        let lower = lower.expect("it signs");
+        let files = [
+            ("tls.crt", lower.pem() + &upper.pem()),
+            ("tls.key", lower.key().serialize_pem()),
+            ("ca.crt", roots.to_owned()),
+        ];
+        mount(
+            &mounted,
+            generation,
+            &files.each_ref().map(|(name, text)| (*name, text.as_str())),
+        );
+        [lower.der().clone(), upper.der().clone()]
+    };
+    let chain = put(1, &first, &first.pem());
+    let ca = format!("dir:{}", mounted.display());
+    let control = bed.start("control", &["--ca", &ca]);
+    let ask = || {
+        bed.caller(&control)
+            .ask("shop", "cart")
+            .expect("it is granted all the while")
+    };
+    let issued = ask();
+    assert_eq!(issued.chain[1..], chain);
+    assert!(issued.leads_to(first.der()));
+
+    // Its root is another authority's: nobody would believe what is signed, so nothing changes.
+    put(2, &first, &second.pem());
+    control.await_record("the authority cannot be kept up to date", |record| {
+        record["error"]
+            .as_str()
+            .is_some_and(|told| told.contains("none of the roots"))
+    });
+    assert_eq!(ask().chain[1..], chain);
+    assert_eq!(bed.bundle(), first.pem().replace("\r\n", "\n"));
+
+    // The user changes to the second root, with both trusted meanwhile.
+    let both = first.pem() + &second.pem();
+    let chain = put(3, &second, &both);
+    within(SOON, "the second root's authority signs", || {
+        let issued = ask();
+        if issued.chain[1..] != chain {
+            return Err("the first one's does");
+        }
+        assert!(issued.leads_to(second.der()));
+        assert_eq!(issued.roots.len(), 2);
+        Ok(())
+    });
 }

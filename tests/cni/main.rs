@@ -12,6 +12,7 @@
 mod support;
 
 mod absent;
+mod away;
 mod chain;
 mod handover;
 mod install;

@@ -85,6 +85,77 @@ fn a_watch_goes_on_from_where_it_was_without_listing_anew() {
     assert_eq!(lists, now, "{:?}", api.requests());
 }
 
+#[test]
+fn lists_are_streamed_and_trimmed_where_the_server_has_that() {
+    let (_bed, api) = reading(|_| {});
+    let lists = |call| {
+        let requests = api.requests().into_iter();
+        let all = requests.filter(|r| r.call == call && r.status == 200);
+        all.map(|r| (r.resource, r.partial))
+            .collect::<BTreeSet<_>>()
+    };
+    let streamed = lists(Call::Stream);
+    for (resource, partial) in [
+        ("namespaces", true),
+        ("nodes", true),
+        ("pods", false),
+        ("services", false),
+        ("endpointslices", false),
+    ] {
+        let one = (resource.to_owned(), partial);
+        assert!(streamed.contains(&one), "{one:?} in {streamed:?}");
+    }
+    assert_eq!(lists(Call::List), BTreeSet::new());
+}
+
+#[test]
+fn what_happens_before_a_streamed_list_ends_belongs_to_it() {
+    // The server's cache is behind: it shows `b` and an old `a`, and then what came of them.
+    let (mut bed, api) = Bed::fake(|options| options.behind = 3);
+    api.put(namespace("shop", true));
+    api.put(pod("a", 1));
+    api.put(pod("b", 2));
+    api.put(pod("a", 3));
+    remove(&api, "b");
+    api.put(pod("c", 4));
+    bed.start(&api.kubeconfig("{}"));
+    bed.sees(SOON, &["a", "c"]);
+    assert_eq!(bed.pod("a")["ips"], json!(["10.9.0.3"]));
+    assert_eq!(api.count("pods", Call::List), 0, "it is still a list");
+    api.put(pod("d", 5));
+    bed.sees(SOON, &["a", "c", "d"]);
+}
+
+#[test]
+fn a_bookmark_moves_a_watch_on() {
+    let (bed, api) = reading(|options| options.gone_as_status = true);
+    // Time passes for the cluster, and not for its pods.
+    for n in 0..5 {
+        api.put(namespace(&format!("other-{n}"), false));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    api.compact();
+    api.break_watches("pods", Break::End);
+    api.put(pod("b", 2));
+    bed.sees(MENDED, &["a", "b"]);
+    assert_eq!(bed.metric("adit_source_relists_total", "pod"), 0.0);
+}
+
+#[test]
+fn a_watch_that_is_refused_for_a_while_goes_on_from_where_it_was() {
+    let (bed, api) = reading(|_| {});
+    for (code, name) in [(429, "b"), (500, "c"), (503, "d"), (504, "e")] {
+        api.fail("pods", Call::Watch, 2, Fault::Status(code, None));
+        api.break_watches("pods", Break::End);
+        api.put(pod(name, u8::try_from(code % 250).expect("it is less")));
+        eventually(MENDED, &format!("after {code}"), || {
+            bed.pods().contains(name)
+        });
+    }
+    assert_eq!(bed.metric("adit_source_relists_total", "pod"), 0.0);
+    assert!(bed.metric("adit_source_errors_total", "pod") >= 8.0);
+}
+
 /// History is gone while the daemon is away; the server says so in either way.
 fn compacted(as_status: bool) {
     let (bed, mut api) = reading(|options| options.gone_as_status = as_status);

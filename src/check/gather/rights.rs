@@ -69,6 +69,7 @@ pub(super) fn daemon() -> Vec<Right<'static>> {
     vec![
         on(WATCH, "", "namespaces"),
         on(WATCH, "", "nodes"),
+        on(GET, "", "nodes"),
         on(WATCH, "", "pods"),
         on(WATCH, "", "services"),
         on(WATCH, "discovery.k8s.io", "endpointslices"),
@@ -202,4 +203,72 @@ fn review(whose: &Whose<'_>, verb: &str, right: &Right<'_>) -> (&'static str, se
     };
     let body = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec });
     (path, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The rights that a manifest grants, as [`label`] tells them.
+    fn granted(manifest: &str) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        for document in manifest.split("\n---\n") {
+            let role: Value = serde_saphyr::from_str(document).unwrap();
+            let texts = |value: &Value| -> Vec<String> {
+                let all = value.as_array().into_iter().flatten();
+                all.map(|one| one.as_str().unwrap().to_owned()).collect()
+            };
+            let home = role["metadata"]["namespace"].as_str().unwrap_or_default();
+            for rule in role["rules"].as_array().into_iter().flatten() {
+                let mut names = texts(&rule["resourceNames"]);
+                if names.is_empty() {
+                    names.push(String::new());
+                }
+                for resource in texts(&rule["resources"]) {
+                    for (verb, name) in texts(&rule["verbs"])
+                        .iter()
+                        .flat_map(|verb| names.iter().map(move |name| (verb, name)))
+                    {
+                        let [group] = &texts(&rule["apiGroups"])[..] else {
+                            panic!("one group: {rule}");
+                        };
+                        let parts = [(".", group.as_str()), (" ", name), (" in ", home)];
+                        let parts = parts.iter().filter(|(_, text)| !text.is_empty());
+                        let parts: String = parts
+                            .map(|(before, text)| format!("{before}{text}"))
+                            .collect();
+                        all.insert(format!("{verb} {resource}{parts}"));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_the_manifests_grant() {
+        let check = |rights: &[Right<'_>], manifest: &str| {
+            let each = rights.iter();
+            let asked =
+                each.flat_map(|right| right.verbs.iter().map(move |verb| label(verb, right)));
+            assert_eq!(asked.collect::<BTreeSet<_>>(), granted(manifest));
+        };
+        check(
+            &daemon(),
+            include_str!("../../../daemonset/base/node-access.yaml"),
+        );
+        let place = Place {
+            namespace: "adit-system".to_owned(),
+            secret: "adit-ca".to_owned(),
+            bundle: "adit-ca-root".to_owned(),
+        };
+        check(
+            &control(&place),
+            include_str!("../../../daemonset/base/control-access.yaml"),
+        );
+    }
 }

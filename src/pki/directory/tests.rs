@@ -327,9 +327,11 @@ async fn an_intermediate_is_sent_and_its_root_trusted() {
     assert_eq!(certificate.roots(), [root.der().clone()]);
 
     fs::remove_file(path.join("chain.pem")).unwrap();
-    let error = issue(&ca).await.unwrap_err();
-    let broken = matches!(error, IssueError::Unusable(UnusableCertificate::Path(_)));
-    assert!(broken, "a link is missing: {error:?}");
+    assert_eq!(issue(&ca).await.unwrap_err().reason(), "ca_malformed");
+    check_refused(path, "ca_malformed", &["chain.pem", "none of the roots"]);
+    fs::write(path.join("chain.pem"), upper.pem()).unwrap();
+    fs::write(path.join("roots.pem"), authority("root", tomorrow()).pem()).unwrap();
+    check_refused(path, "ca_malformed", &["chain.pem", "none of the roots"]);
 }
 
 #[tokio::test]

@@ -333,10 +333,12 @@ impl Watch {
                 (version, false)
             }
             // The server has not understood that it was asked for a list.
-            Line::Gone(..) | Line::Bookmark { end: false, .. } if self.position.is_none() => {
+            Line::Bookmark { end: false, .. } if self.position.is_none() => {
                 let message = "a list that is none".to_owned();
                 return Err(Failure::status(400, message, None));
             }
+            // In a list as well: a server whose cache is behind shows what that has, and what
+            // happened since, before it says that the list ends.
             Line::Gone(item, version) => {
                 if let Some(key) = item.key {
                     kept.gone(key);

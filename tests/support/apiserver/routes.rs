@@ -79,6 +79,7 @@ pub(super) async fn answer(
         method: asking.method.to_string(),
         resource: plural,
         call,
+        partial: asking.partial,
         uri: asking.uri,
         status: answer.status().as_u16(),
     });

@@ -27,6 +27,9 @@ pub(crate) struct Options {
     pub(crate) tokens: BTreeSet<String>,
     /// Whether watches may ask for initial events.
     pub(crate) streaming: bool,
+    /// How many steps a watch that asks for initial events begins before now, as where the
+    /// server's cache is behind its store: they follow as events before the end is told.
+    pub(crate) behind: usize,
     /// How often a watch that asked for bookmarks gets one.
     pub(crate) bookmarks: Duration,
     /// Whether a watch from before the history is refused with 410, instead of being told so in
@@ -43,6 +46,7 @@ impl Default for Options {
             tls: false,
             tokens: BTreeSet::new(),
             streaming: true,
+            behind: 0,
             bookmarks: Duration::from_millis(500),
             gone_as_status: false,
             denied: BTreeSet::new(),
@@ -99,6 +103,8 @@ pub(crate) struct Request {
     /// The plural name of its resource.
     pub(crate) resource: String,
     pub(crate) call: Call,
+    /// Whether it was for metadata alone.
+    pub(crate) partial: bool,
     /// Path and query.
     pub(crate) uri: String,
     pub(crate) status: u16,

@@ -60,19 +60,28 @@ impl Watch {
             resource: asked.resource.plural.clone(),
             commands: sender,
         });
-        let mut initial = VecDeque::new();
-        if asked.from.is_none() {
-            let objects = state.store.shelf(&asked.resource).objects.values();
-            initial = objects.filter(|e| asked.fits(e)).cloned().collect();
-        }
         let now = state.store.version;
-        let every = state.options.bookmarks;
+        let (every, behind) = (state.options.bookmarks, state.options.behind);
+        let mut initial = VecDeque::new();
+        let mut position = asked.from.unwrap_or(now);
+        if asked.from.is_none() {
+            let shelf = state.store.shelf(&asked.resource);
+            let mut objects = shelf.objects.clone();
+            for step in shelf.history.iter().rev().take(behind) {
+                position = step.version - 1;
+                match &step.before {
+                    Some(before) => objects.insert(before.name.clone(), before.clone()),
+                    None => objects.remove(&step.entry.name),
+                };
+            }
+            initial = objects.into_values().filter(|e| asked.fits(e)).collect();
+        }
         drop(state);
         Self {
             changed: shared.changed.subscribe(),
             initial,
             initial_end: asked.tell_end.then_some(now),
-            position: asked.from.unwrap_or(now),
+            position,
             every,
             next_bookmark: Instant::now() + every,
             deadline: Instant::now() + asked.timeout,
@@ -163,9 +172,6 @@ impl Watch {
                 return text;
             }
         }
-        if let Some(version) = self.initial_end.take() {
-            text.push_str(&self.bookmark(version, true));
-        }
         let shared = self.shared.clone();
         let mut state = shared.lock();
         let now = state.store.version;
@@ -188,6 +194,10 @@ impl Watch {
                 all = false;
                 break;
             }
+        }
+        if let Some(version) = self.initial_end.filter(|end| all || self.position > *end) {
+            self.initial_end = None;
+            text.push_str(&self.bookmark(version.max(self.position), true));
         }
         if all {
             // From a version of the future, nothing is told until that has come.
