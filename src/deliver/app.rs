@@ -301,6 +301,11 @@ impl App {
         }
     }
 
+    /// Whether the application's kernel has all that was written, the FIN included.
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.socket().is_delivered()
+    }
+
     /// Both directions have ended, but for a FIN that closing sends: it is no reset any more.
     pub(crate) fn finish(&self) {
         if !self.half.as_ref().is_some_and(Half::is_whole) {

@@ -41,6 +41,7 @@ where
         down: Down::Open,
         by: None,
         linger: None,
+        unheard: false,
     }
 }
 
@@ -57,6 +58,8 @@ pub struct Relay<S, M> {
     down: Down,
     by: Option<Side>,
     linger: Option<Pin<Box<Sleep>>>,
+    /// The application has said something that nobody hears.
+    unheard: bool,
 }
 
 /// From the application to the stream.
@@ -267,26 +270,39 @@ impl<S: Duplex, M: AsRef<Meter>> Relay<S, M> {
 
     /// Reads and drops, until the application closes or has had its time. Closing the socket
     /// before would reset it, and what it has not read yet could be lost.
+    ///
+    /// An application that goes on speaking is to learn that nobody listens, as it would from the
+    /// kernel of one that has closed: it is reset, as soon as it has what was sent to it.
     fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let linger = self
             .linger
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-        if linger.as_mut().poll(cx).is_ready() {
-            self.up = Up::Ended;
-            cx.waker().wake_by_ref();
-            return Ok(());
-        }
-        while self.app.poll_readable(cx).map_err(Failure::app)?.is_ready() {
-            let (bytes, end) = self.app.read(cx, CHUNK).map_err(Failure::app)?;
-            if end {
+        let mut over = linger.as_mut().poll(cx).is_ready();
+        loop {
+            if self.unheard && (over || self.down == Down::Ended && self.app.is_delivered()) {
+                let nobody = io::ErrorKind::BrokenPipe.into();
+                return Err(Failure(Side::Far, Fault::Socket(nobody)));
+            }
+            if over {
                 self.up = Up::Ended;
                 cx.waker().wake_by_ref();
                 return Ok(());
             }
-            if bytes.is_empty() {
+            if self
+                .app
+                .poll_readable(cx)
+                .map_err(Failure::app)?
+                .is_pending()
+            {
                 return Ok(());
             }
+            let (bytes, end) = self.app.read(cx, CHUNK).map_err(Failure::app)?;
+            if bytes.is_empty() && !end {
+                // A false alarm.
+                return Ok(());
+            }
+            self.unheard |= !bytes.is_empty();
+            over = end;
         }
-        Ok(())
     }
 }

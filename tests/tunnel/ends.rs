@@ -186,11 +186,41 @@ fn no_error_after_the_end_loses_nothing() {
         let mut got = Vec::new();
         near.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, answer);
-        // What it still says is dropped, and its own end is an end in order.
-        near.write_all(b"nobody listens").await.unwrap();
+        // Its own end is an end in order.
         drop(near);
         let end = bed.outbound.next().await.unwrap();
         assert_eq!((end.by, end.reason()), (Side::Far, None));
+    });
+}
+
+/// ztunnel does so when its application has closed: END_STREAM, and RST_STREAM(NO_ERROR) at the next
+/// byte. Who then speaks to nobody learns it, as from the kernel of a server that has closed.
+#[test]
+fn who_speaks_after_no_error_is_reset_and_has_read_all() {
+    run(async {
+        let (bed, listener, server) = Bed::before_a_peer().await;
+        let mut near = bed.connect().await;
+        near.write_all(b"before").await.unwrap();
+        let mut peer = peer::accept(&listener, &server).await;
+        let (request, mut respond) = peer.accept().await.unwrap().unwrap();
+        let body = request.into_body();
+        let mut send = respond
+            .send_response(http::Response::new(()), false)
+            .unwrap();
+        peer::drive(peer);
+        let answer = Bytes::from(vec![42; 50_000]);
+        peer::send(&mut send, answer.clone(), 16384).await;
+        send.send_data(Bytes::new(), true).unwrap();
+        drop((send, body, respond));
+        // The answer and the end have come, and are unread.
+        bed::sleep(100).await;
+        near.write_all(b"nobody listens").await.unwrap();
+        let end = bed.outbound.next().await.unwrap();
+        assert_eq!((end.by, end.reason()), (Side::Far, Some("reset")));
+        assert!(near.write_all(b"nor now").await.is_err());
+        let mut got = Vec::new();
+        near.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, answer);
     });
 }
 

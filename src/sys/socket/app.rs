@@ -9,10 +9,11 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::BufMut;
+use nix::libc;
 use socket2::{SockRef, Socket};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -118,6 +119,16 @@ impl AppSocket {
             // Cannot fail on a TCP socket; if it did, the kernel's timer would do it, 200 ms later.
             let _ = SockRef::from(&self.tcp).set_tcp_quickack(true);
         }
+    }
+
+    /// Whether the other end has everything that was written to it, the FIN included. Not before
+    /// does a reset take nothing from a reader that is slow: its kernel keeps what it has.
+    pub(crate) fn is_delivered(&self) -> bool {
+        let mut unacknowledged: libc::c_int = 0;
+        // SAFETY: the kernel writes one int there (tcp(7): SIOCOUTQ).
+        let asked =
+            unsafe { libc::ioctl(self.tcp.as_raw_fd(), libc::TIOCOUTQ, &mut unacknowledged) };
+        asked == 0 && unacknowledged == 0
     }
 
     /// Both directions have ended, or are ended by closing: dropping it is no reset any more. What
