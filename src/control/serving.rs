@@ -2,15 +2,15 @@
 //!
 //! Its own certificate is signed by the authority in force, names how it is reached, and is made
 //! anew long before it ends and whenever another root signs. Everything a stranger can hold is
-//! bounded: handshakes, connections, streams, header bytes, time.
+//! bounded: handshakes, connections ([`Seats`]), streams, header bytes, time.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, abortable};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -23,7 +23,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -33,11 +33,14 @@ use crate::control::keeper::{InForce, Keeper};
 use crate::control::service::{Call, Desk};
 use crate::pki::{grpc, provider};
 use crate::task;
+use crate::telemetry::http::Seats;
 use crate::telemetry::metrics::Control as Metrics;
 use crate::telemetry::timestamp;
 
-/// Most connections at once; more wait in the kernel's queue.
+/// Most connections at once.
 const CONNECTIONS: usize = 4_096;
+/// The same, from one address. A node makes one, and another when its root changes.
+const OF_ONE_SOURCE: usize = 64;
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Most calls of one connection at once.
@@ -139,37 +142,40 @@ pub(crate) async fn serve(
     metrics: Arc<Metrics>,
     mut ending: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let seats = Arc::new(Mutex::new(Seats::new(CONNECTIONS, OF_ONE_SOURCE)));
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
     loop {
-        let accepted = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            accepted = accepted => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             _ = ending.wait_for(|ending| *ending) => break,
         };
-        let (Ok(place), Ok((stream, peer))) = (place, accepted) else {
+        let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (acceptor, desk) = (acceptor.clone(), desk.clone());
-        let (metrics, ending) = (metrics.clone(), ending.clone());
+        let (acceptor, desk, ending) = (acceptor.clone(), desk.clone(), ending.clone());
+        let (serving, end) = abortable(connection(stream, peer, acceptor, desk, ending));
+        let seat = lock(&seats).take(Some(peer.ip()), end);
+        let (metrics, seats, alive) = (metrics.clone(), seats.clone(), alive.clone());
         let work = async move {
             metrics.connections.inc();
-            let done = connection(stream, peer, acceptor, desk, ending).await;
+            let done = serving.await;
             metrics.connections.dec();
-            if let Err(error) = done {
+            if let Ok(Err(error)) = done {
                 metrics.handshake_failures.inc();
                 tracing::debug!(peer = %peer, error = %error, "handshake failed");
             }
-            drop(place);
+            lock(&seats).leave(seat);
+            drop(alive);
         };
         task::spawn("connection", work).detach();
     }
-    drop(listener);
-    let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(FAREWELL, places.acquire_many(all)).await;
+    drop((listener, alive));
+    let _ = tokio::time::timeout(FAREWELL, all_ended.recv()).await;
+}
+
+fn lock(seats: &Mutex<Seats>) -> MutexGuard<'_, Seats> {
+    seats.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One connection. An error is one of its handshake.

@@ -14,6 +14,9 @@
 //! the kernel says ([`Pods::drifted`]) and the clock ([`Pods::due`]); outputs are [`Action`]s. At
 //! most one action per pod is under way. A failure of one pod delays that pod alone, with a
 //! back-off from half a second to thirty.
+//!
+//! Not every pod that is not wanted any more is to be let out: of some only the object went
+//! ([`Pods::end`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -134,6 +137,24 @@ impl Pods {
                 }
             }
         }
+    }
+
+    /// Tells of the pods that are not wanted any more which are over, rather than outside of the mesh:
+    /// the API server has forgotten them (`kubectl delete --force`, a node that was given up) or calls
+    /// them finished. What still runs there, for as long as kubelet lets it, must not get out, and
+    /// nobody must get in.
+    pub(crate) fn end(&mut self, is_over: impl Fn(&str) -> bool) {
+        let open = |entry: &Entry| matches!(entry.state, State::Draining | State::Releasing);
+        for (uid, entry) in &mut self.entries {
+            if !entry.still_wanted && !open(entry) {
+                entry.over = is_over(uid);
+            }
+        }
+    }
+
+    /// Whether a pod is over: its rules stay, and go with its namespace.
+    pub(crate) fn is_over(&self, uid: &str) -> bool {
+        self.entries.get(uid).is_some_and(|entry| entry.over)
     }
 
     /// Takes note of a pod that another daemon had captured.

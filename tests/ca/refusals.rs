@@ -1,10 +1,12 @@
 //! Who gets a certificate, and what the others are told.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use adit::pki::grpc::CertificateRequest;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tonic::Code;
 
 use crate::bed::{Bed, Control, daemon};
@@ -512,4 +514,27 @@ fn an_api_server_that_refuses_us_is_told_apart() {
     assert!(status.message().contains("role"), "{status}");
     bed.api.heal();
     assert!(bed.caller(&control).ask("shop", "cart").is_ok());
+}
+
+/// Whoever reaches the port may connect and say nothing.
+#[test]
+fn strangers_who_say_nothing_keep_no_node_waiting() {
+    let (bed, control) = Bed::shop();
+    let stranger = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into())?;
+        socket.connect(&control.address().into())?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    // More than there may be connections at once.
+    let strangers: Result<Vec<_>, _> = (0..4_300).map(|_| stranger()).collect();
+    let strangers = strangers.expect("all are let in");
+    let begun = Instant::now();
+    let issued = bed.caller(&control).ask("shop", "cart");
+    issued.expect("it is granted");
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "the first strangers are sent away after five"
+    );
+    drop(strangers);
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::marks::{MARK, becomes, launch, mark, server, start};
 use crate::processes::Group;
 use crate::runtime::{Pod, Runtime, Sandbox, lab};
-use crate::support::{Lab, eventually, holds_for, within};
+use crate::support::{Lab, Listener, Outcome, eventually, holds_for, within};
 
 const SOON: Duration = Duration::from_secs(15);
 /// Below what an enrolment waits for a loopback, and with room for a busy machine.
@@ -279,5 +279,57 @@ fn what_labels_and_runtimes_make_of_a_pod_is_told() {
         });
         let message = event["message"].as_str().unwrap_or_default();
         assert!(message.contains(words), "{event}");
+    }
+}
+
+/// Kubelet lets a pod run on for its time of grace after its object was deleted by force, and whoever gives
+/// up a node calls its pods failed without asking it.
+#[test]
+fn a_pod_that_is_over_to_the_api_server_and_runs_on_stays_shut() {
+    let mut lab = lab();
+    let server = server(&lab);
+    let stranger = lab.stranger(2, "stranger");
+    let pods = ["gone", "failed"].map(|name| Pod::new("mesh", name));
+    for pod in &pods {
+        server.put(pod.object(&[]));
+    }
+    start(&mut lab, &server);
+    let runtime = Runtime::new(&lab);
+    let _called = stranger.greet(8080);
+    let running = pods.each_ref().map(|pod| {
+        let sandbox = Sandbox::new(pod);
+        let added = within(SOON, "the pod starts", || runtime.add(&sandbox));
+        let ip = added.ips()[0];
+        server.put(pod.object(&[ip]));
+        let app = Listener::wildcard(&sandbox.netns, false, 8080).greet(&pod.name);
+        (sandbox, ip, app)
+    });
+    for (sandbox, ip, _) in &running {
+        let at = (*ip, 8080).into();
+        stranger
+            .call(at)
+            .assert_served(&sandbox.pod.name, stranger.ip());
+        sandbox
+            .call(stranger.at(8080))
+            .assert_served("stranger", *ip);
+    }
+    server.remove("v1", "Pod", "mesh", "gone");
+    server.edit("v1", "Pod", "mesh", "failed", |pod| {
+        pod["status"]["phase"] = json!("Failed");
+    });
+    eventually(SOON, "the daemon has let them go", || {
+        states(&mut lab).is_empty()
+    });
+    for (sandbox, ip, _) in &running {
+        let name = &sandbox.pod.name;
+        let rules = sandbox.netns.run("nft", &["list", "ruleset"]);
+        assert!(rules.contains("config_full"), "{name}: {rules}");
+        let (to, patience) = ((*ip, 8080).into(), Duration::from_secs(2));
+        let inward = stranger.call_for(to, patience);
+        assert!(!inward.served(), "{name} answers {inward:?}");
+        let outward = Outcome::of_call(&sandbox.netns, stranger.at(8080), patience);
+        assert!(!outward.served(), "{name} is answered {outward:?}");
+        let del = runtime.ask("DEL", Some(sandbox), None, &[]);
+        del.expect("a pod can always end");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use crate::capture::WorkerListeners;
-use crate::mesh::Workload;
+use crate::mesh::{Phase, Workload};
 use crate::node::control::{Control, Event, is_wanted};
 use crate::node::enrol::{Checked, Enrolled, Held, NOT_FOUND, Stop};
 use crate::node::pod::Pod;
@@ -200,6 +200,11 @@ impl Control {
         let Some(held) = self.held.get(&uid).cloned() else {
             return;
         };
+        if self.pods.is_over(&uid) {
+            // The index knows it no more, so that whatever still comes is refused.
+            let _ = self.events.send(Event::Left(uid, Outcome::Draining));
+            return;
+        }
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
         let drain = async move {
             if let Err(why) = enroller.stop_new(held).await {
@@ -227,9 +232,16 @@ impl Control {
             })
             .collect();
         let (enroller, events) = (self.enroller.clone(), self.events.clone());
+        let over = self.pods.is_over(&uid);
         let release = async move {
             for stopped in stopped {
                 let _ = stopped.await;
+            }
+            if over {
+                held.give_up();
+                tracing::info!(pod.uid = %uid, "pod is over, its rules go with its namespace");
+                let _ = events.send(Event::Left(uid, Outcome::Released));
+                return;
             }
             match enroller.release(held).await {
                 Ok(()) => tracing::info!(pod.uid = %uid, "{message}"),
@@ -302,6 +314,7 @@ impl Control {
         for pod in ours
             .iter()
             .filter(|pod| !is_wanted(pod) && !held.contains(&pod.uid))
+            .filter(|pod| pod.phase != Phase::Finished || !self.is_told_of_ends())
         {
             let place = self.plugged.place(pod);
             let key = (pod.uid.clone(), place.place.to_string());

@@ -380,6 +380,11 @@ impl Control {
             .filter_map(|pod| self.wanted(pod))
             .collect();
         self.pods.want(wanted, now);
+        if self.is_told_of_ends() {
+            let run = ours.iter().filter(|pod| pod.phase != Phase::Finished);
+            let run: HashSet<&str> = run.map(|pod| &*pod.uid).collect();
+            self.pods.end(|uid| !run.contains(uid));
+        }
         if self.in_charge() {
             // What another daemon has not let go yet is no leftover.
             if self.before.is_none() {
@@ -404,6 +409,11 @@ impl Control {
         self.shared.certificates.want(identities);
         self.tell(|| Command::WorldChanged);
         self.act();
+    }
+
+    /// Whether a pod that is told of no more is one that ends. A pod that leaves a file has left the mesh.
+    fn is_told_of_ends(&self) -> bool {
+        matches!(self.config.source, Source::Kube { .. })
     }
 
     /// What there is to capture of a pod: nothing before it has a sandbox or an address. One whose

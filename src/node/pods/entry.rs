@@ -25,6 +25,8 @@ pub(crate) struct Entry {
     pub(super) wanted: Wanted,
     pub(super) state: State,
     pub(super) still_wanted: bool,
+    /// It was captured when its object went, and not opened since.
+    pub(super) over: bool,
     /// When the next step is due: a retry when pending, the deadline when draining.
     pub(super) due: Option<Instant>,
     pub(super) failures: u32,
@@ -75,6 +77,7 @@ impl Entry {
             wanted,
             state: State::Pending,
             still_wanted: true,
+            over: false,
             due: Some(now),
             failures: 0,
             last_error: None,
@@ -98,6 +101,7 @@ impl Entry {
             self.without_sandbox = None;
         }
         self.still_wanted = true;
+        self.over = false;
         self.wanted = wanted;
     }
 

@@ -68,6 +68,33 @@ fn a_pod_no_longer_wanted_drains_and_is_released() {
 }
 
 #[test]
+fn a_pod_that_is_over_stays_so_until_it_is_wanted_again() {
+    let t = Instant::now();
+    let mut pods = Pods::new(Duration::from_secs(30));
+    let all = ["gone", "left", "back"].map(|uid| pod(uid, "/x"));
+    pods.want(all.to_vec(), t);
+    pods.due(t);
+    for uid in ["gone", "left", "back"] {
+        pods.done(uid, Outcome::Enrolled, t);
+    }
+    let over = |pods: &Pods| ["gone", "left", "back"].map(|uid| pods.is_over(uid));
+    pods.end(|_| true);
+    assert_eq!(over(&pods), [false; 3], "all are wanted");
+    pods.want(vec![], t);
+    pods.end(|uid| uid != "left");
+    assert_eq!(over(&pods), [true, false, true]);
+    assert_eq!(pods.due(t).len(), 3);
+    for uid in ["gone", "left", "back"] {
+        pods.done(uid, Outcome::Draining, t);
+    }
+    // One that was let out stays out, and what the API server took back by mistake is captured still.
+    pods.want(vec![pod("back", "/x")], t);
+    pods.end(|_| true);
+    assert_eq!(over(&pods), [true, false, false]);
+    assert_eq!(pods.due(t), vec![Action::Enrol(pod("back", "/x"))]);
+}
+
+#[test]
 fn an_inherited_pod_is_left_alone_while_it_is_wanted_where_it_is() {
     let t = Instant::now();
     let mut pods = Pods::new(Duration::from_secs(30));

@@ -1,19 +1,22 @@
 //! A small HTTP/1 server for people, probes and scrapers.
 //!
 //! It serves a handful of requests a minute to few callers and is bounded in every direction: in
-//! connections, in header bytes, in time. It spawns nothing: [`serve`] is one future that carries
+//! connections ([`Seats`]), in header bytes, in time. It spawns nothing: [`serve`] is one future that carries
 //! its connections with it and ends them when it is dropped. What is answered is decided by the
 //! function it is given; [`admin`] has those of the daemon.
 
 pub mod admin;
 mod listen;
+mod seats;
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::abortable;
 use futures_util::stream::FuturesUnordered;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -23,9 +26,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use listen::{Error, Listener, Unserved};
+pub use seats::{Seat, Seats};
 
-/// Most connections at once; more wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
+/// Most connections at once.
+const CONNECTIONS: usize = 128;
+/// The same, from one address.
+const OF_ONE_SOURCE: usize = 16;
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Most header fields of a request.
@@ -121,32 +127,46 @@ where
         listen::Inner::Tcp(listener) => {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            let accept = async || listener.accept().await.map(|(stream, _)| stream);
+            let accept = async || {
+                let (stream, source) = listener.accept().await?;
+                Ok((stream, Some(source.ip())))
+            };
             Ok(accept_all(accept, &route).await)
         }
         listen::Inner::Unix(listener, _path) => {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            let accept = async || listener.accept().await.map(|(stream, _)| stream);
+            let accept = async || listener.accept().await.map(|(stream, _)| (stream, None));
             Ok(accept_all(accept, &route).await)
         }
     }
 }
 
-async fn accept_all<S, F, A>(accept: impl AsyncFn() -> io::Result<S>, route: &F) -> Infallible
+async fn accept_all<S, F, A>(
+    accept: impl AsyncFn() -> io::Result<(S, Option<IpAddr>)>,
+    route: &F,
+) -> Infallible
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: Fn(Request) -> A,
     A: Future<Output = Response>,
 {
+    let mut seats = Seats::new(CONNECTIONS, OF_ONE_SOURCE);
     let mut connections = FuturesUnordered::new();
     loop {
         tokio::select! {
-            accepted = accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok(stream) => connections.push(connection(stream, route)),
+            accepted = accept() => match accepted {
+                Ok((stream, source)) => {
+                    let (serving, end) = abortable(connection(stream, route));
+                    let seat = seats.take(source, end);
+                    connections.push(async move {
+                        let _ = serving.await;
+                        seat
+                    });
+                }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             },
-            Some(()) = connections.next() => {}
+            Some(seat) = connections.next() => seats.leave(seat),
         }
     }
 }
