@@ -4,9 +4,10 @@
 //! anew long before it ends and whenever another root signs. Everything a stranger can hold is
 //! bounded: handshakes, connections, streams, header bytes, time.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -32,12 +33,16 @@ use tonic_prost::ProstCodec;
 use crate::control::keeper::{InForce, Keeper};
 use crate::control::service::{Call, Desk};
 use crate::pki::{grpc, provider};
+use crate::quota::{self, Seldom};
 use crate::task;
 use crate::telemetry::metrics::Control as Metrics;
 use crate::telemetry::timestamp;
 
 /// Most connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 4_096;
+/// How many times what is free one address may hold: alone half of all. No fixed number, because
+/// behind one address may be all nodes (a load balancer that rewrites sources).
+const OF_ONE_SOURCE: usize = 1;
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Most calls of one connection at once.
@@ -140,6 +145,8 @@ pub(crate) async fn serve(
     mut ending: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let callers = Arc::new(Callers::default());
+    let begun = Instant::now();
     loop {
         let accepted = async {
             let place = places.clone().acquire_owned().await;
@@ -153,12 +160,24 @@ pub(crate) async fn serve(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        let Some(caller) = callers.enter(peer.ip().to_canonical(), &metrics) else {
+            metrics.connections_refused.inc();
+            if let Some(times) = callers.refused.complain(begun.elapsed()) {
+                tracing::warn!(
+                    source = %peer.ip(),
+                    times,
+                    most = CONNECTIONS,
+                    mend = "see what runs at that address, or start more replicas",
+                    "connections refused: this address holds its share of all",
+                );
+            }
+            continue;
+        };
         let (acceptor, desk) = (acceptor.clone(), desk.clone());
         let (metrics, ending) = (metrics.clone(), ending.clone());
         let work = async move {
-            metrics.connections.inc();
             let done = connection(stream, peer, acceptor, desk, ending).await;
-            metrics.connections.dec();
+            drop(caller);
             if let Err(error) = done {
                 metrics.handshake_failures.inc();
                 tracing::debug!(peer = %peer, error = %error, "handshake failed");
@@ -170,6 +189,59 @@ pub(crate) async fn serve(
     drop(listener);
     let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(FAREWELL, places.acquire_many(all)).await;
+}
+
+/// How many connections each address has.
+#[derive(Debug, Default)]
+struct Callers {
+    by_source: Mutex<HashMap<IpAddr, usize>>,
+    refused: Seldom,
+}
+
+/// One connection of an address, counted while this lives.
+struct Caller {
+    callers: Arc<Callers>,
+    source: IpAddr,
+    metrics: Arc<Metrics>,
+}
+
+impl Callers {
+    /// Counts one more, unless the address has its share already.
+    fn enter(self: &Arc<Self>, source: IpAddr, metrics: &Arc<Metrics>) -> Option<Caller> {
+        let mut by_source = self.lock();
+        let used = by_source.values().sum();
+        let own = by_source.get(&source).copied().unwrap_or(0);
+        if !quota::admits(CONNECTIONS, used, own, OF_ONE_SOURCE) {
+            return None;
+        }
+        by_source.insert(source, own + 1);
+        metrics.connections.inc();
+        Some(Caller {
+            callers: self.clone(),
+            source,
+            metrics: metrics.clone(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Each change is one operation of the map, so a poisoned lock still guards a map.
+        self.by_source
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let mut by_source = self.callers.lock();
+        if let Some(own) = by_source.get_mut(&self.source) {
+            *own -= 1;
+            if *own == 0 {
+                by_source.remove(&self.source);
+            }
+        }
+        self.metrics.connections.dec();
+    }
 }
 
 /// One connection. An error is one of its handshake.
@@ -234,4 +306,25 @@ fn unknown() -> http::Response<Body> {
     let mut response = status.into_http::<Body>();
     *response.status_mut() = StatusCode::OK;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_leaves_places_to_the_others_and_gives_its_own_back() {
+        let (callers, metrics) = (Arc::new(Callers::default()), Arc::new(Metrics::new(None)));
+        let enter = |last| callers.enter(IpAddr::from([10, 0, 0, last]), &metrics);
+        let first: Vec<_> = std::iter::from_fn(|| enter(1)).collect();
+        assert_eq!(first.len(), CONNECTIONS / 2);
+        let second: Vec<_> = std::iter::from_fn(|| enter(2)).collect();
+        assert_eq!(second.len(), CONNECTIONS / 4);
+        assert!(enter(3).is_some());
+        drop(first);
+        assert!(enter(1).is_some());
+        drop(second);
+        assert!(callers.lock().is_empty());
+        assert_eq!(metrics.connections.get(), 0);
+    }
 }

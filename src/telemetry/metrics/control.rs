@@ -17,6 +17,7 @@ pub struct Control {
     pub refused: Family<Reason, Counter>,
     pub issue_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     pub connections: Gauge,
+    pub connections_refused: Counter,
     pub handshake_failures: Counter,
     pub reviews: Counter,
     pub nodes_watched: Gauge,
@@ -47,6 +48,11 @@ impl Control {
                 "Time spent on requests that were granted, from their arrival to the signature",
             ),
             connections: add(to, "connections", "Connections of nodes at present"),
+            connections_refused: add(
+                to,
+                "connections_refused",
+                "Connections refused because their address held its share of all",
+            ),
             handshake_failures: add(
                 to,
                 "handshake_failures",
