@@ -35,4 +35,5 @@ pub mod task;
 
 pub mod causes;
 pub mod mesh;
+pub mod quota;
 pub mod sys;

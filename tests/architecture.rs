@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer; each may use those of lower layers only.
 const LAYERS: [&str; 10] = [
-    "causes mesh sys",
+    "causes mesh quota sys",
     "api cluster task drain pipe",
     "pki telemetry source",
     "capture identify authorize tunnel deliver",

@@ -39,8 +39,9 @@ use crate::telemetry::timestamp;
 
 /// Most connections at once.
 const CONNECTIONS: usize = 4_096;
-/// The same, from one address. A node makes one, and another when its root changes.
-const OF_ONE_SOURCE: usize = 64;
+/// The same, from one address. A node makes one, and another when its root changes; but behind one
+/// address may be many nodes, where a load balancer rewrites sources.
+const OF_ONE_SOURCE: usize = 512;
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Most calls of one connection at once.

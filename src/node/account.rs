@@ -19,7 +19,7 @@ use crate::mesh::policy::PolicyName;
 use crate::mesh::{Direction, Flow, Local, Path, Peer, Service, TunnelAddr, Workload};
 use crate::node::carry::{Carrying, Joined};
 use crate::node::error::{Error, of_tunnel};
-use crate::node::live::{Connection, Cut, Entered};
+use crate::node::live::{Connection, Cut, Entered, Room};
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
 use crate::telemetry::Outcome;
@@ -38,16 +38,20 @@ pub(crate) struct Account {
     dialled: Cell<Option<SocketAddr>>,
     workload: RefCell<Option<Arc<Workload>>>,
     via: Cell<Option<TunnelAddr>>,
+    /// Until it is the connection's.
+    room: Cell<Option<Room>>,
     live: OnceCell<Entered>,
 }
 
 impl Account {
-    /// Opens the account of a connection that was just accepted in `pod` from `source`.
+    /// Opens the account of a connection that was just accepted in `pod` from `source`, where there
+    /// was room for it.
     pub(crate) fn open(
         worker: &Rc<Worker>,
         pod: &Rc<Pod>,
         direction: Direction,
         source: SocketAddr,
+        room: Room,
     ) -> Self {
         Self {
             worker: worker.clone(),
@@ -59,6 +63,7 @@ impl Account {
             dialled: Cell::new(None),
             workload: RefCell::default(),
             via: Cell::new(None),
+            room: Cell::new(Some(room)),
             live: OnceCell::new(),
         }
     }
@@ -81,6 +86,14 @@ impl Account {
         }
     }
 
+    /// It is going to be dialled on, which takes a socket more. Call this before it is permitted.
+    pub(crate) fn dials(&self) {
+        if let Some(room) = self.room.take() {
+            room.place.one_more();
+            self.room.set(Some(room));
+        }
+    }
+
     /// It may pass: from here on it counts as opened, and is among the live connections of its
     /// pod. Call this once, without a pause after the decision, or a change is missed.
     pub(crate) fn permitted(&self, permit: Permit) -> &Rc<Connection> {
@@ -90,6 +103,7 @@ impl Account {
             let opened = worker.recorder.opened(permit.flow(), self.since);
             let connection = Connection::new(self.id, (worker, pod), permit, opened, self.since);
             connection.via.set(self.via.get());
+            connection.room.set(self.room.take());
             let live = Entered::new(connection);
             if !worker.serves(pod) {
                 // Accepted before the pod was released, and nobody will come to end it.

@@ -21,9 +21,12 @@ use crate::node::account::Account;
 use crate::node::carry::{self, Carrying, Joined};
 use crate::node::error::Error;
 use crate::node::kept::Seat;
-use crate::node::live::Metered;
+use crate::node::live::{Metered, Room};
+use crate::node::places::Place;
 use crate::node::pod::Pod;
+use crate::node::refusing::TooMany;
 use crate::node::same_node::{Announcement, Beside};
+use crate::node::sources::OfSource;
 use crate::node::worker::{Stage, Worker};
 use crate::node::world::World;
 use crate::sys::socket::AppSocket;
@@ -31,31 +34,49 @@ use crate::task;
 use crate::tunnel::{self, Request, Status};
 
 /// Spawns the task of one connection to the pod's tunnel port.
-pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured, place: Place) {
     let to = captured.original_dst.get();
-    match worker.shared.announcements.take(captured.source, to) {
-        Some(announcement) => {
-            let seat = worker.kept.claim(captured.source, to);
-            beside(worker, pod, captured, announcement, seat);
+    if let Some(announcement) = worker.shared.announcements.take(captured.source, to) {
+        let seat = worker.kept.claim(captured.source, to);
+        return beside(worker, (pod, place), captured, announcement, seat);
+    }
+    let source = captured.source.ip();
+    match worker.sources.enter(source, pod.netns.cookie()) {
+        Some(own) => {
+            let work = streams(worker, (pod, place), captured, own);
+            task::spawn_local("tunnel", work).detach();
         }
-        None => task::spawn_local("tunnel", streams(worker, pod, captured)).detach(),
+        None => worker.turned_away(&pod, captured.source, TooMany::Tunnels),
+    }
+}
+
+/// Resets a connection for which the pod has no place, and tells the neighbour whose it is.
+pub(crate) fn turn_away(worker: &Worker, captured: &Captured) {
+    let to = captured.original_dst.get();
+    if let Some(announcement) = worker.shared.announcements.take(captured.source, to) {
+        let _ = announcement.refused.set(Error::Overloaded.outcome());
     }
 }
 
 /// Spawns the task of one connection from a pod of this node. With a seat, both ends are here.
 pub(crate) fn beside(
     worker: Rc<Worker>,
-    pod: Rc<Pod>,
+    (pod, place): (Rc<Pod>, Place),
     captured: Captured,
     announcement: Announcement,
     seat: Option<Seat>,
 ) {
-    let arriving = same_node(worker, pod, captured, announcement, seat);
+    let arriving = same_node(worker, (pod, place), captured, announcement, seat);
     carry::spawn("same node", arriving);
 }
 
 /// A tunnel: its handshake, then its streams, each on its own.
-async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+async fn streams(
+    worker: Rc<Worker>,
+    (pod, _place): (Rc<Pod>, Place),
+    captured: Captured,
+    own: OfSource,
+) {
     let ends = Ends {
         source: captured.source,
         via: TunnelAddr::new(captured.original_dst.get()),
@@ -87,7 +108,12 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
         };
         match next {
             Some(Ok(request)) => {
-                let stream = stream(worker.clone(), pod.clone(), request, peer.clone(), ends);
+                let Some(room) = room(&worker, &pod, &own, source) else {
+                    request.refuse(Error::Overloaded.status());
+                    continue;
+                };
+                let pod = (pod.clone(), room);
+                let stream = stream(worker.clone(), pod, request, peer.clone(), ends);
                 carry::spawn("inbound stream", stream);
             }
             Some(Err(error)) => {
@@ -95,6 +121,26 @@ async fn streams(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
                 return;
             }
             None => return,
+        }
+    }
+}
+
+/// Room for one more stream, if the pod and the source may have it.
+fn room(worker: &Worker, pod: &Pod, own: &OfSource, source: SocketAddr) -> Option<Room> {
+    let places = &worker.shared.places;
+    let admitted = match own.admit(places.most(), places.free()) {
+        None => Err(TooMany::OfSource),
+        within => pod
+            .share
+            .admit()
+            .map(|place| (place, within))
+            .ok_or(TooMany::OfPod),
+    };
+    match admitted {
+        Ok((place, _within)) => Some(Room { place, _within }),
+        Err(which) => {
+            worker.turned_away(pod, source, which);
+            None
         }
     }
 }
@@ -152,12 +198,12 @@ async fn handshake(
 /// One stream of a tunnel: one connection of an application.
 async fn stream(
     worker: Rc<Worker>,
-    pod: Rc<Pod>,
+    (pod, room): (Rc<Pod>, Room),
     request: Request,
     peer: Identity,
     ends: Ends,
 ) -> Option<Carrying> {
-    let account = Account::open(&worker, &pod, Direction::Inbound, ends.source);
+    let account = Account::open(&worker, &pod, Direction::Inbound, ends.source, room);
     account.via(ends.via);
     let joined = arrive(&worker, &pod, request, peer, ends, &account).await;
     account.settle(joined)
@@ -274,7 +320,7 @@ fn service_named(
 /// A connection of this daemon, from another pod of this node.
 async fn same_node(
     worker: Rc<Worker>,
-    pod: Rc<Pod>,
+    (pod, place): (Rc<Pod>, Place),
     captured: Captured,
     announcement: Announcement,
     seat: Option<Seat>,
@@ -285,7 +331,8 @@ async fn same_node(
         original_dst: via,
     } = captured;
     let mut near = Some((socket, seat));
-    let account = Account::open(&worker, &pod, Direction::Inbound, source);
+    let account = Account::open(&worker, &pod, Direction::Inbound, source, place.into());
+    account.dials();
     account.via(TunnelAddr::new(via.get()));
     let refused = announcement.refused.clone();
     let joined = arrive_same_node(&worker, &pod, &mut near, source, announcement, &account).await;

@@ -21,7 +21,9 @@ use crate::authorize::{Denial, Permit};
 use crate::deliver::Meter;
 use crate::mesh::{Direction, TunnelAddr};
 use crate::node::error::Error;
+use crate::node::places::Place;
 use crate::node::pod::Pod;
+use crate::node::sources::Within;
 use crate::node::worker::Worker;
 use crate::telemetry::metrics::Opened;
 
@@ -77,6 +79,8 @@ pub(crate) struct Connection {
     meter: Meter,
     /// Bytes from source to destination and back that are in the counters.
     counted: Cell<(u64, u64)>,
+    /// What it holds of the daemon's places.
+    pub(crate) room: Cell<Option<Room>>,
     /// Its place in the counters, until it has ended.
     opened: Cell<Option<Opened>>,
     /// Whether the meter's near side is the destination.
@@ -108,6 +112,7 @@ impl Connection {
             via: Cell::default(),
             meter: Meter::default(),
             counted: Cell::default(),
+            room: Cell::default(),
             opened: Cell::new(Some(opened)),
             flipped: Cell::default(),
             probe: Cell::default(),
@@ -177,6 +182,22 @@ impl Connection {
     pub(crate) fn counted_out(&self) -> Option<Opened> {
         self.flush();
         self.opened.take()
+    }
+}
+
+/// What a connection holds of the daemon's places, and of its source's if it came in a tunnel.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) place: Place,
+    pub(crate) _within: Option<Within>,
+}
+
+impl From<Place> for Room {
+    fn from(place: Place) -> Self {
+        Self {
+            place,
+            _within: None,
+        }
     }
 }
 

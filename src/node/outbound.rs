@@ -32,6 +32,7 @@ use crate::node::error::Error;
 use crate::node::inbound;
 use crate::node::kept::{Idle, Key, Way};
 use crate::node::live::{Connection, Metered};
+use crate::node::places::Place;
 use crate::node::pod::Pod;
 use crate::node::same_node::{Announcement, Beside};
 use crate::node::worker::Worker;
@@ -44,8 +45,10 @@ pub(crate) async fn carry(
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     captured: Captured,
+    place: Place,
 ) -> Option<Carrying> {
-    let account = Account::open(&worker, &pod, Direction::Outbound, captured.source);
+    let (way, source) = (Direction::Outbound, captured.source);
+    let account = Account::open(&worker, &pod, way, source, place.into());
     let joined = route(&worker, &pod, captured, &account).await;
     account.settle(joined)
 }
@@ -203,6 +206,7 @@ impl Leaving<'_> {
             refused: Arc::default(),
         };
         let flow = self.flow(&captured, Some(workload), service, to.get(), Path::SameNode);
+        self.account.dials();
         let live = self.account.permitted(authorize::outbound(flow));
         self.account.via(via);
         self.worker.shared.metrics.daemon.same_node.inc();
@@ -277,7 +281,14 @@ impl Leaving<'_> {
             original_dst: OriginalDst::new(way.key.via.get()),
         };
         let seat = Some((way, other));
-        inbound::beside(self.worker.clone(), pod, arriving, announcement, seat);
+        let place = pod.share.take();
+        inbound::beside(
+            self.worker.clone(),
+            (pod, place),
+            arriving,
+            announcement,
+            seat,
+        );
         let meter = Metered::from_source(live);
         let mut splice = deliver::splice(&live.permit, captured.socket, dialled, meter);
         splice.sew(Side::Far, own);
@@ -322,6 +333,7 @@ impl Leaving<'_> {
         permit: authorize::Permit,
         captured: Taken,
     ) -> Result<Joined, Error> {
+        self.account.dials();
         let live = self.account.permitted(permit);
         let joining = pin!(async {
             let from = captured.source.ip();

@@ -18,6 +18,7 @@ use crate::node::account::Account;
 use crate::node::carry::{Carrying, Joined};
 use crate::node::error::Error;
 use crate::node::live::{Connection, Metered};
+use crate::node::places::Place;
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
 use crate::task;
@@ -27,8 +28,11 @@ pub(crate) async fn carry(
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     captured: Captured,
+    place: Place,
 ) -> Option<Carrying> {
-    let account = Account::open(&worker, &pod, Direction::Inbound, captured.source);
+    let (way, source) = (Direction::Inbound, captured.source);
+    let account = Account::open(&worker, &pod, way, source, place.into());
+    account.dials();
     let joined = arrive(&worker, &pod, captured, &account).await;
     account.settle(joined)
 }

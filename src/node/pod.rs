@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::node::places::Share;
 use crate::sys::netns::Netns;
 
 /// One captured pod.
@@ -13,4 +14,6 @@ pub(crate) struct Pod {
     pub(crate) name: Arc<str>,
     /// Its network namespace.
     pub(crate) netns: Netns,
+    /// What it holds of the daemon's places.
+    pub(crate) share: Arc<Share>,
 }

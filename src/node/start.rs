@@ -29,6 +29,7 @@ use crate::node::doors::Doors;
 use crate::node::enrol::Enroller;
 use crate::node::events;
 use crate::node::handover::{self, Arrived, Hello, Wants};
+use crate::node::places::Places;
 use crate::node::same_node::SameNode;
 use crate::node::worker::{Command, Shared, Worker};
 use crate::node::world::World;
@@ -123,6 +124,9 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         Instant::now(),
     );
     let metrics = Arc::new(metrics);
+    let places = Places::new();
+    let most = i64::try_from(places.most()).unwrap_or(i64::MAX);
+    metrics.daemon.connection_places.set(most);
     let certificates = Certificates::new(issuer, events::observer(&metrics));
     let policies = authorize::Store::new(&config.root_namespace, &config.trust_domain);
     let index = Index::new(index_settings(config));
@@ -137,6 +141,7 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         announcements: SameNode::default(),
         kubelet: Arc::new(Kubelet::new(Path::new("/proc"))),
         busy_poll: BusyPoll::new(busy_poll_time(config)),
+        places,
         metrics,
         limits: tunnel::Limits {
             congestion: config.tunnel_congestion.clone(),

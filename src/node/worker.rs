@@ -31,8 +31,11 @@ use crate::node::handshakes::Handshakes;
 use crate::node::kept::Kept;
 use crate::node::listing;
 use crate::node::live::{Connection, Cut, Live};
+use crate::node::places::Places;
 use crate::node::pod::Pod;
+use crate::node::refusing::Exhaustion;
 use crate::node::same_node::SameNode;
+use crate::node::sources::Sources;
 use crate::node::world::World;
 use crate::pipe::Spare;
 use crate::pki::{Certificate, Certificates};
@@ -66,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) busy_poll: BusyPoll,
     /// Who probes our pods.
     pub(crate) kubelet: Arc<Kubelet>,
+    /// How many connections there is room for.
+    pub(crate) places: Arc<Places>,
     /// All counters.
     pub(crate) metrics: Arc<Metrics>,
     /// Deadlines and bounds of tunnels.
@@ -112,6 +117,8 @@ pub(crate) struct Worker {
     pub(crate) live: Live,
     pub(crate) kept: Rc<Kept>,
     pub(crate) handshakes: Handshakes,
+    pub(crate) sources: Rc<Sources>,
+    pub(crate) exhaustion: Exhaustion,
     pub(crate) recorder: Recorder,
     pub(crate) index: usize,
     /// Which worker this is, for the ports from which it dials workers.
@@ -130,6 +137,8 @@ pub(crate) struct Worker {
     counted: Cell<[i64; 3]>,
     /// Tunnels made that are in the counter.
     made: Cell<u64>,
+    /// Descriptors of no pod that are in the places.
+    own: Cell<usize>,
 }
 
 struct Served {
@@ -154,6 +163,8 @@ impl Worker {
             live: Live::default(),
             kept: Rc::default(),
             handshakes: Handshakes::new(),
+            sources: Rc::default(),
+            exhaustion: Exhaustion::new(),
             index,
             connections: Cell::new(0),
             random: Cell::new(seed),
@@ -164,6 +175,7 @@ impl Worker {
             checked: RefCell::default(),
             counted: Cell::default(),
             made: Cell::default(),
+            own: Cell::default(),
         })
     }
 
@@ -188,12 +200,21 @@ impl Worker {
         Spare::settle();
         let daemon = &self.shared.metrics.daemon;
         let certificates = &self.shared.certificates;
+        let places = &self.shared.places;
+        let short = places.is_short();
         self.pool.retire(|key| {
-            certificates
-                .current(&key.own)
-                .is_some_and(|now| now.epoch() != key.epoch)
+            let current = certificates.current(&key.own);
+            short || current.is_some_and(|now| now.epoch() != key.epoch)
         });
         let (tunnels, streams) = self.pool.load();
+        let served = self.served.borrow();
+        let own = tunnels
+            + served
+                .values()
+                .map(|pod| pod.listeners.len())
+                .sum::<usize>();
+        drop(served);
+        places.recount(self.own.replace(own), own);
         let now = [tunnels, streams, self.live.len()].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
         let before = self.counted.replace(now);
         let gauges = [

@@ -199,7 +199,12 @@ impl Pool {
             return attempt.clone();
         }
         let attempt = Rc::<Attempt>::default();
-        let work = run(self.clone(), key.clone(), origin.clone(), attempt.clone());
+        let life = Life {
+            pool: self.clone(),
+            key: key.clone(),
+            attempt: attempt.clone(),
+        };
+        let work = run(life, origin.clone());
         slot.attempt = Some((attempt.clone(), task::spawn_local("tunnel", work)));
         attempt
     }
@@ -226,22 +231,19 @@ impl Pool {
         }
     }
 
-    /// Forgets a tunnel that has ended, or an attempt that failed.
-    fn forget(&self, key: &Key, ended: Option<&Rc<Tunnel>>) {
+    /// Forgets an attempt that failed, or the tunnel that came of it and has ended: this very one.
+    fn forget(&self, key: &Key, attempt: &Rc<Attempt>) {
         let mut slots = self.0.slots.borrow_mut();
         let Some(slot) = slots.get_mut(key) else {
             return;
         };
-        match ended {
-            None => drop(slot.attempt.take().map(|(_, task)| task.detach())),
-            Some(ended) => {
-                let at = slot
-                    .tunnels
-                    .iter()
-                    .position(|(tunnel, _)| Rc::ptr_eq(tunnel, ended));
-                if let Some(at) = at {
-                    slot.tunnels.swap_remove(at).1.detach();
-                }
+        if let Some((_, task)) = slot.attempt.take_if(|(own, _)| Rc::ptr_eq(own, attempt)) {
+            task.detach();
+        }
+        if let Some(Ok(ended)) = &*attempt.outcome.borrow() {
+            let is_it = |(tunnel, _): &(Rc<Tunnel>, Task)| Rc::ptr_eq(tunnel, ended);
+            if let Some(at) = slot.tunnels.iter().position(is_it) {
+                slot.tunnels.swap_remove(at).1.detach();
             }
         }
         if slot.tunnels.is_empty() && slot.attempt.is_none() {
@@ -279,8 +281,24 @@ impl Attempt {
     }
 }
 
+/// A tunnel's place in the pool: given up however its task ends, also by a panic. Who waits for a
+/// tunnel that nobody makes any more would wait for ever.
+struct Life {
+    pool: Pool,
+    key: Key,
+    attempt: Rc<Attempt>,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.pool.forget(&self.key, &self.attempt);
+        self.attempt.finish(Err(Error::Closed));
+    }
+}
+
 /// A tunnel's life: its handshake, told to all who wait, then its drive to the end.
-async fn run(pool: Pool, key: Key, origin: Origin, attempt: Rc<Attempt>) {
+async fn run(life: Life, origin: Origin) {
+    let Life { pool, key, attempt } = &life;
     let config = tls::client_config(&origin.certificate, &key.peer);
     let Inner { limits, lane, .. } = &*pool.0;
     let connected = Box::pin(client::connect(&origin, key.via, config, limits, *lane)).await;
@@ -288,17 +306,15 @@ async fn run(pool: Pool, key: Key, origin: Origin, attempt: Rc<Attempt>) {
     let (tunnel, driver) = match connected {
         Ok(made) => made,
         Err(error) => {
-            pool.forget(&key, None);
+            pool.forget(key, attempt);
             attempt.finish(Err(error));
             return;
         }
     };
     pool.0.made.set(pool.0.made.get() + 1);
-    pool.admit(&key, &tunnel);
-    attempt.finish(Ok(tunnel.clone()));
-    drop(attempt);
+    pool.admit(key, &tunnel);
+    attempt.finish(Ok(tunnel));
     driver.await;
-    pool.forget(&key, Some(&tunnel));
 }
 
 impl Way {
@@ -326,5 +342,49 @@ impl Way {
             }
         }
         Err(Error::Timeout(self.pool.0.limits.handshake))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::TrustDomain;
+    use tokio::runtime::{Builder, LocalOptions};
+
+    #[test]
+    fn a_handshake_that_panics_fails_those_who_wait_and_leaves_nothing_behind() {
+        let mut runtime = Builder::new_current_thread();
+        let runtime = runtime.enable_all().build_local(LocalOptions::default());
+        runtime.unwrap().block_on(async {
+            let identity = Identity::new(&TrustDomain::parse("t").unwrap(), "ns", "sa").unwrap();
+            let via = TunnelAddr::new(std::net::SocketAddr::from(([10, 0, 0, 1], 15008)));
+            let key = Key {
+                origin: 1,
+                address: via.ip(),
+                epoch: 1,
+                own: identity.clone(),
+                via,
+                peer: identity,
+            };
+            let pool = Pool::new(Limits::default(), Lane::ALONE);
+            let attempt = Rc::<Attempt>::default();
+            let life = Life {
+                pool: pool.clone(),
+                key: key.clone(),
+                attempt: attempt.clone(),
+            };
+            let work = async move {
+                let _life = life;
+                panic!("meant, by a test");
+            };
+            let slot = Slot {
+                tunnels: Vec::new(),
+                attempt: Some((attempt.clone(), task::spawn_local("tunnel", work))),
+            };
+            pool.0.slots.borrow_mut().insert(key, slot);
+            let outcome = attempt.outcome().await;
+            assert!(matches!(outcome, Err(Error::Closed)));
+            assert!(pool.0.slots.borrow().is_empty());
+        });
     }
 }

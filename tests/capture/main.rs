@@ -296,7 +296,7 @@ fn open_connections_are_reset_if_asked_for() {
     assert_eq!(capture.existing().reset, 2);
     assert!(capture.existing().kept.is_empty());
     // Both sides hear of it at once.
-    let kind = |stream: &mut std::net::TcpStream| stream.read(&mut [0; 1]).unwrap_err().kind();
+    let kind = |stream: &mut TcpStream| stream.read(&mut [0; 1]).unwrap_err().kind();
     assert_eq!(kind(&mut out), ErrorKind::ConnectionAborted);
     assert_eq!(kind(&mut arrived), ErrorKind::ConnectionReset);
     assert!(
@@ -608,7 +608,7 @@ fn a_pod_can_reach_itself_through_a_tunnel() {
         socket
             .connect_timeout(&to.into(), Duration::from_secs(1))
             .unwrap();
-        let mut stream: std::net::TcpStream = socket.into();
+        let mut stream: TcpStream = socket.into();
         stream
             .set_read_timeout(Some(Duration::from_secs(1)))
             .unwrap();

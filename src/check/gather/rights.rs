@@ -132,13 +132,7 @@ pub(super) async fn ask(
         .flat_map(|right| right.verbs.iter().map(move |verb| (*verb, right)));
     let answers = each.map(|(verb, right)| {
         let (path, body) = review(&whose, verb, right);
-        let label = label(
-            verb,
-            right.group,
-            right.resource,
-            right.name,
-            right.namespace,
-        );
+        let label = labelled(verb, right);
         async move {
             let answer = api.review(path, &body).await?;
             Ok::<_, Error>(answer.map(|answer| (label, answer["status"]["allowed"] == true)))
@@ -152,6 +146,17 @@ pub(super) async fn ask(
         purpose,
         granted: try_join_all(answers).await?.into_iter().collect(),
     })
+}
+
+/// One verb of a right as people read it.
+fn labelled(verb: &str, right: &Right<'_>) -> String {
+    label(
+        verb,
+        right.group,
+        right.resource,
+        right.name,
+        right.namespace,
+    )
 }
 
 /// A right as people read it; what is empty stands for all.
@@ -236,12 +241,7 @@ mod tests {
                         let [group] = &texts(&rule["apiGroups"])[..] else {
                             panic!("one group: {rule}");
                         };
-                        let parts = [(".", group.as_str()), (" ", name), (" in ", home)];
-                        let parts = parts.iter().filter(|(_, text)| !text.is_empty());
-                        let parts: String = parts
-                            .map(|(before, text)| format!("{before}{text}"))
-                            .collect();
-                        all.insert(format!("{verb} {resource}{parts}"));
+                        all.insert(label(verb, group, &resource, name, home));
                     }
                 }
             }
@@ -254,7 +254,7 @@ mod tests {
         let check = |rights: &[Right<'_>], manifest: &str| {
             let each = rights.iter();
             let asked =
-                each.flat_map(|right| right.verbs.iter().map(move |verb| label(verb, right)));
+                each.flat_map(|right| right.verbs.iter().map(move |verb| labelled(verb, right)));
             assert_eq!(asked.collect::<BTreeSet<_>>(), granted(manifest));
         };
         check(

@@ -175,11 +175,13 @@ impl Control {
         netns: &Netns,
         all: Vec<WorkerListeners>,
     ) {
+        let share = self.shared.places.share(uid);
         for (worker, listeners) in self.workers.iter().zip(all) {
             let pod = Pod {
                 uid: uid.clone(),
                 name: name.clone(),
                 netns: netns.clone(),
+                share: share.clone(),
             };
             let _ = worker.send(Command::Serve(pod, listeners));
         }

@@ -133,6 +133,8 @@ pub struct Daemon {
     pub tunnels_opened: ByDirection<Counter>,
     pub streams: ByDirection<Gauge>,
     pub connections: Gauge,
+    pub connections_refused: Family<Reason, Counter>,
+    pub connection_places: Gauge,
     pub handshake_failures: Family<Failure, Counter>,
     pub policy_denials: Family<Reason, Counter>,
     pub policy_cuts: Counter,
@@ -280,6 +282,16 @@ impl Daemon {
             tunnels_opened: directions(to, "tunnels_opened", "Tunnels opened"),
             streams: directions(to, "streams", "Connections inside tunnels at present"),
             connections: add(to, "connections", "Connections that are carried at present"),
+            connections_refused: add(
+                to,
+                "connections_refused",
+                "Connections and tunnels turned away for lack of room, by reason: pod_share, source_share, source_tunnels",
+            ),
+            connection_places: add(
+                to,
+                "connection_places",
+                "Sockets that this daemon has room for, by its limits of open files and memory",
+            ),
             handshake_failures: add(
                 to,
                 "handshake_failures",
