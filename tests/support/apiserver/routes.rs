@@ -354,6 +354,13 @@ fn write(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> 
             "the object has been modified; please apply your changes to the latest version",
         ),
         Err(Refusal::Invalid(message)) => refuse(422, &message),
+        Err(Refusal::Immutable(field)) => {
+            let mut status = status(422, &format!("{field}: field is immutable"));
+            status["details"] = json!({ "causes": [
+                { "reason": "FieldValueInvalid", "message": "field is immutable", "field": field },
+            ] });
+            text(422, status.to_string())
+        }
     }
 }
 
