@@ -3,13 +3,19 @@
 //!
 //! A step changes the Secret and nothing else; every replica of `adit control` does the rest within
 //! seconds. The Secret is written against the version that was judged, so that of two people who do
-//! a step at once, one is told.
+//! a step at once, one is told. The time is the API server's: a step that is allowed too early cuts
+//! workloads off, and the clock of a workstation may say anything.
 
 use std::io::{self, Write};
 use std::time::SystemTime;
 
+use http::Request;
+use http::header::DATE;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::jiff::fmt::rfc2822;
+use kube::Client;
 use kube::api::{Api, PostParams};
+use kube::client::Body;
 use tokio::runtime::Builder;
 
 use crate::cluster::Access;
@@ -55,6 +61,11 @@ pub enum Error {
     /// The API server.
     #[error("the Kubernetes API did not do it")]
     Api(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Its answer has no time.
+    #[error(
+        "the Kubernetes API's answer says no time (header Date): ask it without a proxy between"
+    )]
+    Clock,
     /// Somebody else was quicker.
     #[error("somebody else has changed the Secret meanwhile: look with `adit ca status`")]
     Conflict,
@@ -109,7 +120,7 @@ async fn work(step: Step, place: &Place, to: &mut dyn Write) -> Result<(), Error
     let read = async |client| maps(client).get_opt(&place.bundle).await;
     let map = kube.ask("read the ConfigMap", read).await.map_err(failed)?;
     let published = map.as_ref().map(Published::read).unwrap_or_default();
-    let now = SystemTime::now();
+    let now = clock(&kube).await?;
     let changed = match step {
         Step::Status => None,
         step => Some(change(step, &keys, &published, now)?),
@@ -127,6 +138,21 @@ async fn work(step: Step, place: &Place, to: &mut dyn Write) -> Result<(), Error
     }
     writeln!(to, "done: {}", step.did())?;
     show(&changed, &published, now, to)
+}
+
+/// The API server's time.
+async fn clock(kube: &Kube) -> Result<SystemTime, Error> {
+    let ask = async |client: Client| {
+        let request = Request::get("/version").body(Body::empty());
+        client.send(request.map_err(kube::Error::HttpError)?).await
+    };
+    let answer = kube.ask("ask for the time", ask).await.map_err(failed)?;
+    let date = answer
+        .headers()
+        .get(DATE)
+        .and_then(|date| date.to_str().ok());
+    let date = date.and_then(|date| rfc2822::parse(date).ok());
+    Ok(date.ok_or(Error::Clock)?.timestamp().into())
 }
 
 impl Step {

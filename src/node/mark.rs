@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::core::Status;
 use serde_json::json;
 
 use crate::causes::Causes;
@@ -306,7 +307,7 @@ impl ApiScribe {
         let (namespace, name) = note.name.split_once('/').unwrap_or(("", &note.name));
         let written = match &note.what {
             What::Captured(captured) => {
-                // Of this pod alone: with the UID, a patch of its successor is a conflict.
+                // Of this pod alone: with the UID, a patch of its successor is refused.
                 let patch = json!({ "metadata": {
                     "uid": note.uid,
                     "annotations": { MARK: captured.then_some("enabled") },
@@ -326,7 +327,7 @@ impl ApiScribe {
             },
         };
         written.map_err(|error| match &error {
-            kube::Error::Api(status) if matches!(status.code, 404 | 409) => Unwritten::Gone,
+            kube::Error::Api(status) if is_of_another(status) => Unwritten::Gone,
             kube::Error::Api(status) if status.code == 401 => {
                 self.clients.renew(generation);
                 Unwritten::Refused(Box::new(error))
@@ -369,6 +370,14 @@ impl Scribe for ApiScribe {
             written.unwrap_or(Err(Unwritten::Late))
         })
     }
+}
+
+/// Whether an answer says that there is no such pod, or that the one of its name has another UID. A
+/// patch by UID is an invalid change of the UID to the API server, not a conflict.
+fn is_of_another(status: &Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    matches!(status.code, 404 | 409)
+        || status.code == 422 && causes.any(|cause| cause.field == "metadata.uid")
 }
 
 /// Tells in the log about a note that was not written.

@@ -179,6 +179,23 @@ fn the_longest_certificate_that_was_ever_given_is_waited_for() {
 }
 
 #[test]
+fn the_time_of_a_step_is_the_servers_and_not_that_of_who_does_it() {
+    let bed = Bed::new();
+    let _control = bed.start("control", &[]);
+    bed.api
+        .options(|options| options.date = Some("Mon, 05 Jan 2026 10:01:24 GMT"));
+    let (done, text) = bed.ca("stage");
+    assert!(done && text.contains("since 2026-01-05T10:01:24"), "{text}");
+    let secret = bed.secret().expect("it is there");
+    let at = secret["metadata"]["annotations"]["adit.mesh/staged-at"].clone();
+    assert!(
+        at.as_str()
+            .is_some_and(|at| at.starts_with("2026-01-05T10:01:24")),
+        "{at}"
+    );
+}
+
+#[test]
 fn there_is_nothing_to_rotate_without_an_authority() {
     let bed = Bed::new();
     for step in ["status", "stage", "promote", "retire"] {

@@ -123,4 +123,7 @@ fn another_pod_of_the_same_name_is_not_marked() {
     server.put(Pod::new("mesh", "a").object(&[]));
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(mark(&server, "a"), Value::Null);
+    // Nor is it tried again for ever to take the mark of the first from the second.
+    let log = lab.daemon(1).log();
+    assert!(!log.contains("pod not marked"), "{log}");
 }

@@ -117,6 +117,19 @@ fn a_status_is_written_through_its_subresource_alone() {
 }
 
 #[test]
+fn a_patch_for_another_of_the_same_name_is_refused_for_its_uid() {
+    let at = cluster();
+    ask(&at, Method::POST, PODS, Some(pod("a", 1)), 201);
+    let path = format!("{PODS}/a/status");
+    let meant = json!({ "metadata": {
+        "uid": "11111111-1111-4111-8111-111111111111",
+        "annotations": { "ambient.istio.io/redirection": "enabled" },
+    } });
+    let refused = ask(&at, Method::PATCH, &path, Some(meant), 422);
+    assert_eq!(refused["details"]["causes"][0]["field"], "metadata.uid");
+}
+
+#[test]
 fn a_list_in_pages_shows_one_moment() {
     let at = cluster();
     for (name, last) in [("a", 1), ("b", 2), ("c", 3)] {

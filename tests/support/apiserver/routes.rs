@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
+use http::HeaderValue;
+use http::header::DATE;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -68,14 +70,19 @@ pub(super) async fn answer(
         .as_ref()
         .map_or_else(String::new, |t| t.resource.plural.clone());
     let fault = fault(&mut shared.lock(), &plural, call);
-    let answer = match fault {
+    let mut answer = match fault {
         Some(Fault::Silence) => return std::future::pending().await,
         Some(Fault::Hangup) => return Err(hangup()),
         Some(Fault::Status(code, after)) => refuse_for(code, after),
         Some(Fault::Half) => half(respond(&asking, &path, target, call, &shared)).await,
         None => respond(&asking, &path, target, call, &shared),
     };
-    shared.lock().requests.push(server::Request {
+    let mut state = shared.lock();
+    if let Some(date) = state.options.date {
+        let date = HeaderValue::from_static(date);
+        answer.headers_mut().insert(DATE, date);
+    }
+    state.requests.push(server::Request {
         method: asking.method.to_string(),
         resource: plural,
         call,
@@ -83,6 +90,7 @@ pub(super) async fn answer(
         uri: asking.uri,
         status: answer.status().as_u16(),
     });
+    drop(state);
     Ok(answer)
 }
 
@@ -354,6 +362,13 @@ fn write(asking: &Asking, target: &Target, state: &mut State) -> Response<Body> 
             "the object has been modified; please apply your changes to the latest version",
         ),
         Err(Refusal::Invalid(message)) => refuse(422, &message),
+        Err(Refusal::Immutable(field)) => {
+            let mut status = status(422, &format!("{field}: field is immutable"));
+            status["details"] = json!({ "causes": [
+                { "reason": "FieldValueInvalid", "message": "field is immutable", "field": field },
+            ] });
+            text(422, status.to_string())
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Options {
     /// Whether a watch from before the history is refused with 410, instead of being told so in
     /// its stream.
     pub(crate) gone_as_status: bool,
+    /// What its clock says, as in the header Date; the machine's time without.
+    pub(crate) date: Option<&'static str>,
     /// Rights that access reviews say nobody has, such as `create daemonsets`.
     pub(crate) denied: BTreeSet<String>,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             behind: 0,
             bookmarks: Duration::from_millis(500),
             gone_as_status: false,
+            date: None,
             denied: BTreeSet::new(),
         }
     }

@@ -193,6 +193,8 @@ pub(crate) enum Refusal {
     /// Another resource version than the one that was written against.
     Conflict,
     Invalid(String),
+    /// A field of that path cannot be changed.
+    Immutable(&'static str),
 }
 
 /// Everything.
@@ -386,6 +388,10 @@ impl Store {
     ) -> Result<Arc<Entry>, Refusal> {
         let known = self.shelf(resource).objects.get(name).cloned();
         let mut object = known.ok_or(Refusal::NotFound)?.value();
+        let meant = &patch["metadata"]["uid"];
+        if !meant.is_null() && *meant != object["metadata"]["uid"] {
+            return Err(Refusal::Immutable("metadata.uid"));
+        }
         merge(&mut object, patch);
         self.replace(resource, name, sub, object)
     }
