@@ -1,8 +1,8 @@
 //! Enrolment: what a pod waits for before it starts, and a namespace that joins with all its pods.
 //!
 //! Prints, once each, what the project promises: CNI ADD with 110 pods on the node (executed as a
-//! runtime does, program start included), 110 at once, the label of a namespace with 100 running
-//! pods, and the processor time that a daemon with 100 pods takes while nothing happens. The pods
+//! runtime does, program start included), 110 at once, those 110 handed over to the next daemon, the
+//! label of a namespace with 100 running pods, and the processor time that a daemon with 100 pods takes while nothing happens. The pods
 //! of the label are found by their processes; no plugin has told of them.
 //!
 //! `cargo bench --bench enrol`, as root; it needs `containernetworking-plugins`.
@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use processes::Group;
 use runtime::{Pod, Runtime, Sandbox};
+use serde_json::Value;
 use support::{Lab, eventually};
 
 /// What the issue promises.
@@ -117,6 +118,36 @@ fn adding(missed: &mut Vec<String>) {
     if at(99) >= ADD {
         missed.push(format!("p99 of CNI ADD is not below {ADD:?}"));
     }
+    handing_over(&mut lab);
+}
+
+/// All pods pass to another daemon, again and again.
+fn handing_over(lab: &mut Lab) {
+    const TIMES: usize = 9;
+    let handed = || {
+        let before = lab.relieve(1, |launch| launch);
+        let line = before.says(&["handed over"]);
+        serde_json::from_str(&line).expect("the log is JSON")
+    };
+    let lines: Vec<Value> = std::iter::repeat_with(handed).take(TIMES).collect();
+    let times = |field: &str, unit: &str| {
+        let number = |line: &Value| line[field].as_str()?.strip_suffix(unit)?.parse().ok();
+        let mut all: Vec<u64> = lines.iter().filter_map(number).collect();
+        all.sort_unstable();
+        format!(
+            "p50 {} {unit}, longest {} {unit}",
+            all[TIMES / 2],
+            all[TIMES - 1]
+        )
+    };
+    let of = |field: &str| lines[0][field].as_u64().unwrap_or_default();
+    say(&format!(
+        "hand-over of {} pods with {} listeners: {}; nobody accepts for {} ({TIMES} times)",
+        of("pods"),
+        of("listeners"),
+        times("duration", "ms"),
+        times("paused", "us"),
+    ));
 }
 
 fn labelling(missed: &mut Vec<String>) {

@@ -310,6 +310,52 @@ fn what_the_runtime_gets_wrong_is_told_by_the_book() {
 }
 
 #[test]
+fn every_version_is_spoken_from_the_first_word_to_the_last() {
+    let mut lab = lab();
+    let versions = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+    let pods = versions.map(|version| Pod::new("mesh", &format!("v{}", version.replace('.', "-"))));
+    for pod in &pods {
+        lab.cluster.put(pod.object(&[]));
+    }
+    lab.start_with(|launch| launch);
+    for (number, (version, pod)) in (2..).zip(versions.iter().zip(&pods)) {
+        let runtime = Runtime::new(&lab).version(version);
+        let sandbox = Sandbox::new(pod);
+        sandbox.netns.ip(&format!(
+            "link add eth0 type veth peer name other\nlink set eth0 up\naddr add 10.2.1.{number}/24 dev eth0\n"
+        ));
+        let ask = |verb: &str, previous: Option<&str>, more: &[(&str, Value)]| {
+            runtime
+                .ask(verb, Some(&sandbox), previous, more)
+                .unwrap_or_else(|fault| panic!("{version} {verb}: {}", fault.text()))
+        };
+        let spoken: Value = serde_json::from_str(&ask("VERSION", None, &[])).expect("JSON");
+        assert_eq!(spoken["cniVersion"], *version);
+        // As no printer of ours would write it: what we do not know, and in another order.
+        let previous = format!(
+            "{{ \"cniVersion\":\"{version}\" ,\t\"later\":[1.50,1e3,\"\\u00e9\"],\n \"ips\" : \
+             [ {{\"version\":\"4\",\"address\":\"10.2.1.{number}/24\",\"interface\":0}} ], \
+             \"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"{}\"}}],\"dns\":{{}}}}",
+            sandbox.netns.path().display()
+        );
+        assert_eq!(ask("ADD", Some(&previous), &[]), previous, "byte for byte");
+        assert!(sandbox.is_captured(), "{version}");
+        if *version != "0.3.1" {
+            assert_eq!(ask("CHECK", Some(&previous), &[]), "");
+        }
+        if *version == "1.1.0" {
+            let valid = json!([{ "containerID": sandbox.id, "ifname": "eth0" }]);
+            let gc = runtime.ask("GC", None, None, &[("cni.dev/valid-attachments", valid)]);
+            assert_eq!(gc.expect("it succeeds"), "");
+            assert_eq!(runtime.ask("STATUS", None, None, &[]).expect("it is"), "");
+            assert!(sandbox.is_captured(), "{version}");
+        }
+        assert_eq!(ask("DEL", Some(&previous), &[]), "");
+        eventually(SOON, "it is left", || !sandbox.is_captured());
+    }
+}
+
+#[test]
 fn a_whole_node_starts_at_once() {
     const PODS: usize = 110;
     let mut lab = lab();

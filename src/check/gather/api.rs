@@ -182,7 +182,7 @@ fn right(verb: &str, uri: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::right;
+    use super::*;
 
     #[test]
     fn a_path_tells_the_right_that_it_needs() {
