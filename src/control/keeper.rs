@@ -51,6 +51,19 @@ pub(crate) enum Error {
         /// The ConfigMap's name.
         bundle: String,
     },
+    /// Another authority is in force, and nobody who has a certificate of that would know one of this.
+    #[error(
+        "the ConfigMap {bundle} says that other roots are trusted, and none of {place}'s: whoever has a \
+         certificate would be cut off from whoever gets one now. Let both be trusted for a while \
+         (daemonset/README.md, \"An authority of your own\"); or, to cut everybody off and begin anew, \
+         delete the ConfigMap"
+    )]
+    Foreign {
+        /// The ConfigMap.
+        bundle: String,
+        /// Where the authority is.
+        place: String,
+    },
     /// The Secret is not one of ours, or was damaged.
     #[error("the Secret {secret} cannot be used: {cause}; restore it")]
     Secret {
@@ -87,6 +100,7 @@ impl Error {
         match self {
             Self::Api(_) => "api",
             Self::Gone { .. } => "secret_gone",
+            Self::Foreign { .. } => "foreign_roots",
             Self::Secret { .. } => "secret_unreadable",
             Self::Flaw { .. } => "authority_unusable",
             Self::File { .. } => "file",
@@ -357,6 +371,12 @@ impl Keeper {
         let name = &self.config.bundle;
         let maps = |client| Api::<ConfigMap>::namespaced(client, &self.config.namespace);
         let published = map.as_ref().map(Published::read).unwrap_or_default();
+        if published.is_foreign(authority.roots()) {
+            return Err(Error::Foreign {
+                bundle: name.clone(),
+                place: self.config.keys.to_string(),
+            });
+        }
         let wanted = published.renewed(authority.roots(), SystemTime::now());
         if map.is_some() && wanted == published {
             return Ok(());

@@ -253,6 +253,12 @@ impl Published {
         }
     }
 
+    /// Whether roots are trusted, and none of these is among them.
+    pub(crate) fn is_foreign(&self, roots: &[CertificateDer<'_>]) -> bool {
+        let known = |root| self.since.contains_key(&fingerprint(root));
+        !self.since.is_empty() && !roots.iter().any(known)
+    }
+
     /// What is to be published for these roots, from `now` on if it was not before.
     pub(crate) fn renewed(&self, roots: &[CertificateDer<'_>], now: SystemTime) -> Self {
         let since = |root| (*self.since.get(&root).unwrap_or(&now), root);

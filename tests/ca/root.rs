@@ -148,11 +148,45 @@ fn authority(name: &str) -> CertificateParams {
     params
 }
 
+fn key() -> KeyPair {
+    KeyPair::generate().expect("a key can be made")
+}
+
+/// People who begin with a root that was made here and later bring their own.
+#[test]
+fn an_authority_that_nobody_trusts_yet_takes_over_from_none() {
+    let (bed, control) = Bed::shop();
+    let before = bed.bundle();
+    let own = CertifiedIssuer::self_signed(authority("own"), key()).expect("it signs");
+    let mounted = bed.path("mounted");
+    std::fs::create_dir(&mounted).expect("the directory is writable");
+    replace(&mounted.join("tls.key"), &own.key().serialize_pem());
+    replace(&mounted.join("tls.crt"), &own.pem());
+    replace(&mounted.join("ca.crt"), &own.pem());
+    let ca = format!("dir:{}", mounted.display());
+    let mut next = bed.spawn("next", &["--ca", &ca]);
+    next.await_record("the authority cannot be kept up to date", |record| {
+        record["reason"] == "foreign_roots"
+            && record["error"]
+                .as_str()
+                .is_some_and(|told| told.contains("An authority of your own"))
+    });
+    holds_for(Duration::from_secs(2), "the one before goes on", || {
+        bed.bundle() == before && !next.ready().0
+    });
+    assert!(bed.caller(&control).ask("shop", "cart").is_ok());
+    drop(control);
+    // With the root before beside it, it may.
+    replace(&mounted.join("ca.crt"), &(own.pem() + &before));
+    next.await_ready();
+    let issued = bed.caller(&next).ask("shop", "cart");
+    assert_eq!(issued.expect("it is granted").roots.len(), 2);
+}
+
 #[test]
 fn an_intermediate_of_the_users_own_signs() {
     let bed = Bed::new();
     bed.pod("worker-1", "shop", "cart-1", "cart");
-    let key = || KeyPair::generate().expect("a key can be made");
     let root = CertifiedIssuer::self_signed(authority("root"), key()).expect("it signs");
     let mounted = bed.path("mounted");
     std::fs::create_dir(&mounted).expect("the directory is writable");
