@@ -213,7 +213,7 @@ fn who_speaks_after_no_error_is_reset_and_has_read_all() {
         send.send_data(Bytes::new(), true).unwrap();
         drop((send, body, respond));
         // The answer and the end have come, and are unread.
-        bed::sleep(100).await;
+        sleep(100).await;
         near.write_all(b"nobody listens").await.unwrap();
         let end = bed.outbound.next().await.unwrap();
         assert_eq!((end.by, end.reason()), (Side::Far, Some("reset")));
