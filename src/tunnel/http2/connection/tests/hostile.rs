@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::tunnel::http2::connection::Room;
+use crate::tunnel::http2::connection::{Fate, Room};
 use crate::tunnel::http2::table::Slot;
 
 /// A server whose client has greeted it, or a client with stream 1 open.
@@ -470,10 +470,7 @@ fn a_goaway_fails_what_was_not_seen() {
     let goaway = |last: u32| raw(kind::GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
     connection.receive(goaway(1).into()).unwrap();
     assert_eq!(connection.fate(first.unwrap()), None);
-    assert_eq!(
-        connection.fate(second),
-        Some(crate::tunnel::http2::Fate::Unseen)
-    );
+    assert_eq!(connection.fate(second), Some(Fate::Unseen));
     assert!(!connection.may_open() && !connection.is_done());
     connection.receive(response(1, END, 401).into()).unwrap();
     connection.reset(first.unwrap(), Reason::CANCEL);
@@ -512,6 +509,30 @@ fn a_drain_serves_all_that_was_on_its_way() {
     }
     assert!(connection.next_arrival().is_none());
     assert_eq!(frames(&output(&mut connection)), ["GOAWAY 5 NO_ERROR"]);
+}
+
+#[test]
+fn the_reset_of_a_request_waits_for_its_answer_and_not_for_ever() {
+    let (mut connection, _) = ready(Role::Client);
+    let slots = [0; 3].map(|_| connection.open(b"10.0.0.1:80", |_| ()));
+    output(&mut connection);
+    for slot in slots {
+        connection.reset(slot, Reason::CONNECT_ERROR);
+        assert_eq!(connection.fate(slot), Some(Fate::Closed));
+        assert_eq!(connection.room(slot, 1), Room::Ended);
+        connection.release(slot);
+    }
+    assert_eq!(frames(&output(&mut connection)), [""; 0]);
+    assert_eq!(connection.held(), 4, "they count until they are answered");
+    connection.receive(response(3, 0, 200).into()).unwrap();
+    connection.receive(response(7, END, 503).into()).unwrap();
+    let expect = ["RST 3 CONNECT_ERROR", "RST 7 CONNECT_ERROR"];
+    assert_eq!(frames(&output(&mut connection)), expect);
+    connection.hurry();
+    assert_eq!(frames(&output(&mut connection)), [""; 0]);
+    connection.hurry();
+    assert_eq!(frames(&output(&mut connection)), ["RST 5 CONNECT_ERROR"]);
+    assert_eq!(connection.held(), 1);
 }
 
 #[test]
