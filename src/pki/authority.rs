@@ -26,8 +26,11 @@ use crate::pki::issue::uri;
 
 /// How long a root made here is valid.
 const ROOT_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// How far a start of validity is set back, for peers whose clocks are late.
+/// How far a start of validity is set back at most, for peers whose clocks are late.
 const BACKDATED: Duration = Duration::from_secs(5 * 60);
+/// The part of a validity by which its start is set back at most. The middle, at which a client may
+/// count the renewal from the two dates, is to lie ahead: ztunnel else asks without a pause.
+const BACKDATED_PART: u32 = 4;
 
 /// What an authority consists of, each a text in PEM.
 #[derive(Clone, Copy, Default)]
@@ -133,7 +136,8 @@ fn params(now: SystemTime, not_after: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = (now - BACKDATED).into();
+    let validity = not_after.duration_since(now).unwrap_or_default();
+    params.not_before = (now - BACKDATED.min(validity / BACKDATED_PART)).into();
     params.not_after = not_after.into();
     params
 }

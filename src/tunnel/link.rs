@@ -87,6 +87,8 @@ impl Link {
         let mut http = self.http.borrow_mut();
         let slot = http.open(to.as_bytes(), |block| head.write(block));
         drop(http);
+        // Whoever holds the stream may let go of it before it ends.
+        self.idle_since.set(Instant::now());
         self.wake_driver();
         Ok(self.place(slot))
     }

@@ -209,6 +209,7 @@ impl Pace {
     /// Asks a silent peer, and gives up a dead one.
     fn beat(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         while self.timer.as_mut().poll(cx).is_ready() {
+            self.link.http.borrow_mut().hurry();
             let now = Instant::now();
             let wire = &self.wire;
             let next = match self.liveness.beat(now, wire.last_received()) {

@@ -217,6 +217,16 @@ impl Issued {
             .map_or(0, |left| left.whole_seconds().unsigned_abs())
     }
 
+    /// How many seconds ahead the middle of its two dates lies, where ztunnel renews.
+    pub(crate) fn middle(&self) -> i64 {
+        let leaf = self.leaf();
+        let validity = leaf.validity();
+        let [from, to] = [&validity.not_before, &validity.not_after].map(|date| date.timestamp());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.expect("the clock is set").as_secs().cast_signed();
+        from.midpoint(to) - now
+    }
+
     /// The serial number in lower-case hexadecimal.
     pub(crate) fn serial(&self) -> String {
         self.leaf()

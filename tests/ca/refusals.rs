@@ -66,6 +66,9 @@ fn wishes_for_validity_are_kept_within_bounds() {
         let issued = caller.ask_for("shop", "cart", wish).expect("it is granted");
         let validity = issued.validity();
         assert!((least..=most).contains(&validity), "{wish}: {validity}");
+        // A client that renews in the middle must not ask again at once.
+        let middle = issued.middle();
+        assert!(middle >= 1, "{wish}: {middle}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! How connections end, both ways and in every order.
 
 use std::io::ErrorKind;
+use std::task::Poll;
 
 use adit::deliver::Side;
 use adit::sys::socket::AppSocket;
@@ -273,4 +274,63 @@ fn our_resets_and_ends_are_seen_as_such_by_others() {
         far.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "rest");
     });
+}
+
+/// A scan of ports: connections that are made and reset in a moment. h2, and so ztunnel, takes more
+/// than 20 requests that are reset before it has looked at them for an attack on all it has.
+#[test]
+fn a_burst_of_resets_costs_no_other_stream_its_tunnel() {
+    run(async {
+        let (bed, listener, server) = Bed::before_a_peer().await;
+        let mut near = bed.connect().await;
+        let mut peer = peer::accept(&listener, &server).await;
+        let (request, mut respond) = peer.accept().await.unwrap().unwrap();
+        let response = http::Response::new(());
+        let mut send = respond.send_response(response, false).unwrap();
+        // The connection is driven, and the requests wait until somebody looks.
+        for _ in 0..50 {
+            let scan = bed.connect().await;
+            scan.set_zero_linger().unwrap();
+        }
+        for _ in 0..50 {
+            assert_eq!(bed.outbound.next().await.unwrap().reason(), Some("reset"));
+        }
+        send.send_data(Bytes::from_static(b"alive"), false).unwrap();
+        let looking = async {
+            let (mut codes, mut bodies) = (Vec::new(), Vec::new());
+            while codes.len() < 50 {
+                tokio::select! {
+                    next = peer.accept() => {
+                        let (_request, mut respond) = next.unwrap().unwrap();
+                        let response = http::Response::new(());
+                        bodies.push(respond.send_response(response, false).unwrap());
+                    }
+                    code = reset_of(&mut bodies) => codes.push(code),
+                }
+            }
+            codes
+        };
+        let mut word = [0; 5];
+        let (codes, read) = tokio::join!(looking, near.read_exact(&mut word));
+        read.unwrap();
+        assert_eq!(&word, b"alive");
+        assert_eq!(codes, [h2::Reason::CONNECT_ERROR; 50], "told once answered");
+        drop((request, send));
+    });
+}
+
+/// The code by which one of these is reset.
+async fn reset_of(streams: &mut Vec<h2::SendStream<Bytes>>) -> h2::Reason {
+    let (at, code) = std::future::poll_fn(|cx| {
+        let resets = streams.iter_mut().enumerate();
+        for (at, stream) in resets {
+            if let Poll::Ready(code) = stream.poll_reset(cx) {
+                return Poll::Ready((at, code.unwrap()));
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    drop(streams.swap_remove(at));
+    code
 }

@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 mod bed;
+mod drain;
 mod ends;
 mod failures;
 mod load;

@@ -41,6 +41,10 @@ pub(crate) mod is {
     pub(crate) const NEW: u16 = 1 << 9;
     /// It waits for room on the connection or the wire.
     pub(crate) const STARVED: u16 = 1 << 10;
+    /// Its holder has reset it before the peer's answer, for which the reset waits.
+    pub(crate) const UNWANTED: u16 = 1 << 11;
+    /// That was a while ago.
+    pub(crate) const OVERDUE: u16 = 1 << 12;
 }
 
 /// One stream.

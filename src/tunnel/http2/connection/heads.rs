@@ -102,6 +102,11 @@ impl Connection {
                 if status == 200 {
                     entry.facts |= is::ANSWERED;
                 }
+                let unwanted = entry.is(is::UNWANTED).then_some(entry.reset);
+                if let Some(reason) = unwanted {
+                    self.send_reset(slot, reason);
+                    return Ok(());
+                }
                 self.wake(slot);
                 if end {
                     self.got_end(id);

@@ -53,7 +53,7 @@ const STEP: u32 = 8;
 const OUT_KEPT: usize = 1024;
 /// The payload of a PING that asks for a sign of life or a round trip.
 const PING: [u8; 8] = *b"adit:rtt";
-/// The payload of the PING between the two GOAWAYs of a drain.
+/// The payload of the PINGs between the two GOAWAYs of a drain.
 const DRAIN: [u8; 8] = *b"adit:end";
 
 /// Which side of the connection this is.
@@ -145,11 +145,20 @@ enum Ping {
 }
 
 /// How far an orderly end has come (RFC 9113 §6.8).
+///
+/// A peer answers a PING before it sends what already waited when it was asked (h2 does, and so
+/// ztunnel). So its first answer says that it knows, and only the answer to a second PING that
+/// nothing waits any more. What it has opened until then is served, and the GOAWAY that draws the
+/// line goes out with the last stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
     Not,
     /// The peer has been asked to open nothing more.
     Asked,
+    /// It knows, but streams of before may still be on their way.
+    Known,
+    /// Nothing more is on its way.
+    Settled,
     /// What it opens above this is not looked at.
     Behind(u32),
 }
@@ -280,7 +289,8 @@ impl Connection {
 
     /// Whether no stream is open, and none may come.
     pub(crate) fn is_done(&self) -> bool {
-        let closing = self.gone.is_some() || matches!(self.drain, Drain::Behind(_));
+        let drained = matches!(self.drain, Drain::Settled | Drain::Behind(_));
+        let closing = self.gone.is_some() || drained;
         closing && self.is_quiet()
     }
 
@@ -340,6 +350,7 @@ impl Connection {
 
     /// Says that nothing more will come, and why.
     pub(crate) fn say_goodbye(&mut self, reason: Reason) {
+        self.drain = Drain::Behind(self.last);
         frame::goaway(&mut self.out, self.last, reason);
     }
 

@@ -153,11 +153,14 @@ impl Connection {
             frame::ping(&mut self.out, flag::ACK, payload);
             return self.answer_frame();
         }
-        if payload == PING && self.ping == Ping::Sent {
-            self.ping = Ping::Answered;
-        } else if payload == DRAIN && self.drain == Drain::Asked {
-            self.drain = Drain::Behind(self.last);
-            frame::goaway(&mut self.out, self.last, Reason::NO_ERROR);
+        match (payload, self.drain) {
+            (PING, _) if self.ping == Ping::Sent => self.ping = Ping::Answered,
+            (DRAIN, Drain::Asked) => {
+                self.drain = Drain::Known;
+                frame::ping(&mut self.out, 0, DRAIN);
+            }
+            (DRAIN, Drain::Known) => self.drain = Drain::Settled,
+            _ => {}
         }
         Ok(())
     }

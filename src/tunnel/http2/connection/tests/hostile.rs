@@ -8,7 +8,7 @@ use crate::tunnel::http2::connection::Room;
 use crate::tunnel::http2::table::Slot;
 
 /// A server whose client has greeted it, or a client with stream 1 open.
-fn ready(role: Role) -> (Connection, Option<Slot>) {
+pub(super) fn ready(role: Role) -> (Connection, Option<Slot>) {
     let mut connection = Connection::new(config(role));
     let mut slot = None;
     if role == Role::Server {
@@ -461,56 +461,6 @@ fn what_is_looked_at_and_reset_is_no_flood() {
         output(&mut connection);
     }
     assert_eq!(connection.held(), 0);
-}
-
-#[test]
-fn a_goaway_fails_what_was_not_seen() {
-    let (mut connection, first) = ready(Role::Client);
-    let second = connection.open(b"10.0.0.1:80", |_| {});
-    let goaway = |last: u32| raw(kind::GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
-    connection.receive(goaway(1).into()).unwrap();
-    assert_eq!(connection.fate(first.unwrap()), None);
-    assert_eq!(
-        connection.fate(second),
-        Some(crate::tunnel::http2::Fate::Unseen)
-    );
-    assert!(!connection.may_open() && !connection.is_done());
-    connection.receive(response(1, END, 401).into()).unwrap();
-    connection.reset(first.unwrap(), Reason::CANCEL);
-    assert!(connection.is_done());
-    assert!(connection.receive(goaway(3).into()).is_err());
-}
-
-#[test]
-fn a_drain_serves_what_came_until_it_was_known() {
-    let (mut connection, _) = ready(Role::Server);
-    connection.receive(request(1, 0, &[]).into()).unwrap();
-    connection.drain();
-    let said = output(&mut connection);
-    assert_eq!(frames(&said), ["GOAWAY 2147483647 NO_ERROR", "PING"]);
-    let payload = said[said.len() - 8..].to_vec();
-    connection.receive(request(3, 0, &[]).into()).unwrap();
-    let pong = raw(kind::PING, flag::ACK, 0, &payload);
-    connection.receive(pong.into()).unwrap();
-    assert_eq!(frames(&output(&mut connection)), ["GOAWAY 3 NO_ERROR"]);
-    for bytes in [request(5, 0, &[]), data(5, 0, b"x"), window_update(5, 7)] {
-        connection.receive(bytes.into()).unwrap();
-    }
-    assert_eq!(frames(&output(&mut connection)), [""; 0]);
-    while let Some((slot, _)) = connection.next_arrival() {
-        assert!(!connection.is_done());
-        connection.answer(slot, 503, true);
-        connection.reset(slot, Reason::NO_ERROR);
-        connection.release(slot);
-    }
-    assert!(connection.is_done());
-    let expect = [
-        "HEADERS 1 end",
-        "RST 1 NO_ERROR",
-        "HEADERS 3 end",
-        "RST 3 NO_ERROR",
-    ];
-    assert_eq!(frames(&output(&mut connection)), expect);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Connections against peers that break the rules, against one another, and against the h2 crate.
 
+mod ends;
 mod hostile;
 mod oracle;
 mod pairs;
