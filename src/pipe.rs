@@ -118,46 +118,64 @@ thread_local! {
     static SPARES: RefCell<Spares> = const { RefCell::new(Spares::NONE) };
 }
 
-/// The buffers of a thread. To make one is to write it full of zeros; so as many are kept as were
-/// lent at once a short time ago.
+/// The buffers of a thread. To make one is to write it full of zeros; so as many are kept as are
+/// lent and given back again and again. What a stalled reader holds for long is not among them.
 struct Spares {
     kept: Vec<Vec<u8>>,
     lent: usize,
-    /// How many were lent at once, since it was last settled, and in the time before.
+    /// How many were lent, since it was last settled.
+    now: Swing,
+    /// The same, in the time before.
+    before: Swing,
+}
+
+/// The fewest and the most that were lent at once in some time.
+#[derive(Clone, Copy)]
+struct Swing {
+    least: usize,
     most: usize,
-    before: usize,
+}
+
+impl Swing {
+    const NONE: Self = Self { least: 0, most: 0 };
+
+    fn width(self) -> usize {
+        self.most - self.least
+    }
 }
 
 impl Spares {
     const NONE: Self = Self {
         kept: Vec::new(),
         lent: 0,
-        most: 0,
-        before: 0,
+        now: Swing::NONE,
+        before: Swing::NONE,
     };
 
     fn take(&mut self) -> Option<Vec<u8>> {
         self.lent += 1;
-        self.most = self.most.max(self.lent);
+        self.now.most = self.now.most.max(self.lent);
         self.kept.pop()
     }
 
     fn give(&mut self, buffer: Vec<u8>) {
         self.lent -= 1;
-        if self.kept.len() + self.lent < self.room() {
+        self.now.least = self.now.least.min(self.lent);
+        if self.kept.len() < self.room() {
             self.kept.push(buffer);
         }
     }
 
     fn settle(&mut self) {
-        self.before = std::mem::replace(&mut self.most, self.lent);
-        let room = self.room().saturating_sub(self.lent);
+        let (least, most) = (self.lent, self.lent);
+        self.before = std::mem::replace(&mut self.now, Swing { least, most });
+        let room = self.room();
         self.kept.truncate(room);
     }
 
-    /// How many may be kept or lent without being made anew.
+    /// How many may be kept.
     fn room(&self) -> usize {
-        let lately = self.most.max(self.before);
+        let lately = self.now.width().max(self.before.width());
         lately.clamp(Spare::KEPT, Spare::MOST)
     }
 }
@@ -169,7 +187,7 @@ impl Spare {
     /// How many buffers a thread keeps when nobody needs them.
     const KEPT: usize = 2;
     /// How many it keeps at most.
-    const MOST: usize = 32;
+    const MOST: usize = 8;
 
     /// Borrows a buffer of this thread. What it holds is left over and means nothing.
     #[must_use]
@@ -212,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_buffers_are_kept_as_were_lent_at_once_lately() {
+    fn as_many_buffers_are_kept_as_come_and_go() {
         let kept = || SPARES.with_borrow(|spares| spares.kept.len());
         let lend = |count: usize| drop((0..count).map(|_| Spare::take()).collect::<Vec<_>>());
         lend(5);
@@ -224,11 +242,17 @@ mod tests {
         assert_eq!(kept(), Spare::KEPT);
         lend(2 * Spare::MOST);
         assert_eq!(kept(), Spare::MOST);
-        let held = Spare::take();
+        // Many that are held for long are no reason to keep others beside.
+        let held: Vec<_> = (0..2 * Spare::MOST).map(|_| Spare::take()).collect();
         Spare::settle();
         Spare::settle();
-        assert_eq!(kept(), Spare::KEPT - 1);
+        assert_eq!(kept(), 0, "all that were kept are lent");
+        lend(4);
+        assert_eq!(kept(), 4);
         drop(held);
+        assert_eq!(kept(), Spare::MOST);
+        Spare::settle();
+        Spare::settle();
         assert_eq!(kept(), Spare::KEPT);
     }
 }
