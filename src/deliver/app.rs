@@ -279,7 +279,10 @@ impl App {
     /// # Errors
     ///
     /// The connection has failed.
-    pub(crate) fn poll_failed(&self, cx: &mut Context<'_>) -> Result<(), io::Error> {
+    pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Result<(), io::Error> {
+        if let Some(half) = &mut self.half {
+            half.poll_proven(cx)?;
+        }
         // Ready without an error means closed in both directions, which the reads tell.
         match self.poll_writable(cx) {
             Poll::Ready(Err(error)) => Err(error),

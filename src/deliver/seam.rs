@@ -11,10 +11,20 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
+use std::time::Duration;
+
+use tokio::time::Sleep;
 
 use crate::sys::socket::AppSocket;
+
+/// How long the first bytes of another use may take. Longer than an application may take to be
+/// dialled, whose connection reads them.
+const PROOF: Duration = Duration::from_secs(15);
 
 /// Both halves.
 #[derive(Default)]
@@ -44,6 +54,14 @@ struct Way {
 pub struct Half {
     seam: Rc<Seam>,
     second: bool,
+    /// It is another use of the connection, and nothing has come through in it yet.
+    unproven: Option<Box<Unproven>>,
+}
+
+/// For how long, at most, and until when, once something was written.
+struct Unproven {
+    most: Duration,
+    until: Option<Pin<Box<Sleep>>>,
 }
 
 impl fmt::Debug for Half {
@@ -59,10 +77,22 @@ impl Half {
     /// Both halves: that of who dials, and that of who accepts.
     #[must_use]
     pub fn pair() -> (Self, Self) {
+        Self::both(None)
+    }
+
+    /// Both halves of a connection that is used again. No handshake says that the network between
+    /// its ends is still there, so its first bytes must.
+    #[must_use]
+    pub fn pair_again() -> (Self, Self) {
+        Self::both(Some(PROOF))
+    }
+
+    fn both(most: Option<Duration>) -> (Self, Self) {
         let seam = Rc::<Seam>::default();
         let half = |second| Self {
             seam: seam.clone(),
             second,
+            unproven: most.map(|most| Box::new(Unproven { most, until: None })),
         };
         (half(false), half(true))
     }
@@ -112,6 +142,28 @@ impl Half {
         way.read.set(way.read.get() + count as u64);
     }
 
+    /// Waits for the first bytes of another use to come through, if this end has written some.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`: they have not in time.
+    pub(crate) fn poll_proven(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let written = self.out().written.get() > 0;
+        let proven = self.seam.ways.iter().any(|way| way.read.get() > 0);
+        match &mut self.unproven {
+            Some(_) if proven => self.unproven = None,
+            Some(unproven) if written => {
+                let until = || Box::pin(tokio::time::sleep(unproven.most));
+                let until = unproven.until.get_or_insert_with(until);
+                if until.as_mut().poll(cx).is_ready() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Ends what this end writes; whether it could, without a FIN.
     pub(crate) fn end(&self) -> bool {
         if !self.seam.joined.get() {
@@ -153,6 +205,8 @@ impl Half {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use super::*;
 
     #[test]
@@ -165,6 +219,28 @@ mod tests {
         second.took(2);
         assert!(second.is_over() && !first.is_over());
         assert!(second.end() && first.is_over() && first.is_whole() && second.is_whole());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_through_in_another_use_fails() {
+        const SOON: Duration = Duration::from_millis(20);
+        let wait = async |half: &mut Half| {
+            let proven = std::future::poll_fn(|cx| match half.poll_proven(cx) {
+                Err(error) => Poll::Ready(error.kind()),
+                Ok(()) => Poll::Pending,
+            });
+            tokio::time::timeout(4 * SOON, proven).await.ok()
+        };
+        for again in [None, Some(SOON)] {
+            let (mut first, mut second) = Half::both(again);
+            assert_eq!(wait(&mut first).await, None, "nothing was written");
+            first.wrote(5);
+            let expect = again.map(|_| io::ErrorKind::TimedOut);
+            assert_eq!(wait(&mut first).await, expect);
+            assert_eq!(wait(&mut second).await, None, "it has only to read");
+            second.took(1);
+            assert_eq!(wait(&mut first).await, None);
+        }
     }
 
     #[test]

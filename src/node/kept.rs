@@ -19,7 +19,7 @@ use crate::deliver::Half;
 use crate::mesh::TunnelAddr;
 use crate::sys::socket::AppSocket;
 
-/// How many a worker keeps; what comes beyond that is closed.
+/// How many a worker keeps; one more takes the place of the oldest.
 const MOST: usize = 64;
 /// How long after its handshake one is used again.
 const LIFE: Duration = Duration::from_secs(1);
@@ -95,13 +95,19 @@ impl Kept {
     pub(crate) fn give(&self, way: Way, both: (AppSocket, AppSocket), now: Instant) {
         let (dialled, accepted) = both;
         let mut all = self.idle.borrow_mut();
-        if all.len() < MOST && way.is_young(now) && !self.is_gone(way) {
-            all.push(Idle {
-                way,
-                dialled,
-                accepted,
-            });
+        if !way.is_young(now) || self.is_gone(way) {
+            return;
         }
+        if all.len() == MOST
+            && let Some(oldest) = (0..MOST).min_by_key(|at| all[*at].way.born)
+        {
+            all.swap_remove(oldest);
+        }
+        all.push(Idle {
+            way,
+            dialled,
+            accepted,
+        });
     }
 
     /// Closes those whose time is over.
@@ -197,6 +203,18 @@ mod tests {
         assert!(kept.take(way(1, 2, now).key, now + LIFE).is_none());
         kept.give(way(1, 2, now), both().await, now + LIFE);
         assert!(kept.idle.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_oldest_gives_way() {
+        let (kept, now) = (Kept::default(), Instant::now());
+        let at = |count: usize| now + Duration::from_micros(count as u64);
+        for count in 0..=MOST {
+            kept.give(way(1, 2, at(count)), both().await, at(count));
+        }
+        let idle = kept.idle.borrow();
+        assert_eq!(idle.len(), MOST);
+        assert!(idle.iter().all(|idle| idle.way.born > now));
     }
 
     #[tokio::test]

@@ -273,7 +273,7 @@ impl Leaving<'_> {
             dialled,
             accepted,
         } = idle;
-        let (own, other) = Half::pair();
+        let (own, other) = Half::pair_again();
         let refused = announcement.refused.clone();
         let arriving = Captured {
             socket: accepted,
