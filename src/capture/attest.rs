@@ -107,8 +107,9 @@ impl Kubelet {
     /// The socket at the other end of a plain connection from `source` to `destination`, if it is
     /// kubelet's, and by what that was told.
     pub fn attest(&self, source: SocketAddr, destination: SocketAddr) -> Option<(Owner, Process)> {
+        let all = self.found().all.clone();
+        let attested = holder(&all, source, destination);
         let mut found = self.found();
-        let attested = holder(&found.all, source, destination);
         let lately = found.looked.is_some_and(|at| at.elapsed() < AGAIN);
         if attested.is_some() || lately {
             return attested;
@@ -129,15 +130,11 @@ impl Kubelet {
     /// like to know: one that is not told from others counts as theirs.
     #[must_use]
     pub fn recognises(&self, source: SocketAddr, destination: SocketAddr) -> bool {
-        let Ok(mut found) = self.found.try_lock() else {
-            return false;
-        };
-        if !found.is_curious() {
-            return false;
-        }
-        let is = holder(&found.all, source, destination).is_some();
+        // Asked without the lock: probes of other pods come at the same time.
+        let all = self.found.try_lock().map(|found| found.all.clone());
+        let is = all.is_ok_and(|all| holder(&all, source, destination).is_some());
         if !is {
-            found.other = Some(Instant::now());
+            self.found().other = Some(Instant::now());
         }
         is
     }

@@ -161,6 +161,21 @@ impl World {
     }
 }
 
+/// Loses the first packet of everybody who dials the pod's tunnel port: each is under way for the
+/// second after which a kernel tries again, and so at every moment some are.
+fn lose_first_packets(pod: &Pod) {
+    pod.netns().nft(
+        "table ip lossy {
+            set seen { type ipv4_addr . inet_service; flags dynamic,timeout; timeout 3s; }
+            chain pre {
+                type filter hook prerouting priority raw; policy accept;
+                tcp dport 15008 tcp flags & (syn | ack) == syn ip saddr . tcp sport @seen accept
+                tcp dport 15008 tcp flags & (syn | ack) == syn add @seen { ip saddr . tcp sport } drop
+            }
+        }",
+    );
+}
+
 #[test]
 fn nobody_notices_an_upgrade_under_load() {
     let mut world = World::new();
@@ -170,7 +185,8 @@ fn nobody_notices_an_upgrade_under_load() {
         .iter()
         .map(|(from, to)| from.dial_greeter(to.at(8080)))
         .collect();
-    let load = Load::begin(&world.ways(), 3);
+    lose_first_packets(&world.c);
+    let load = Load::begin(&world.ways(), 6);
     load.goes_on(50);
     let rules = world.a.netns().run("nft", &["list", "ruleset"]);
     let mut before = world.lab.relieve(1, |launch| launch.drain("20s"));

@@ -89,8 +89,16 @@ pub(crate) async fn arrive(run_dir: &Path, hello: &Hello) -> Result<Arrived, Err
             Met::Nobody => None,
         };
         match (Lock::take(run_dir).map_err(Error::NoLock)?, refused) {
-            // One that only drains refuses as well.
-            (Some(lock), _) => return Ok(Arrived::Alone(lock)),
+            (Some(lock), refused) => {
+                // One that only drains does, and one of a version that knew of no lock.
+                if let Some(reason) = refused {
+                    tracing::warn!(
+                        reason = %reason,
+                        "the daemon that runs does not hand over to this one",
+                    );
+                }
+                return Ok(Arrived::Alone(lock));
+            }
             (None, Some(reason)) => return Err(Error::Refused(reason)),
             (None, None) if Instant::now() < until => tokio::time::sleep(SOON).await,
             (None, None) => return Err(Error::Held(run_dir.display().to_string())),
