@@ -21,6 +21,7 @@ mod identity;
 mod index;
 mod kept;
 mod lifecycle;
+mod limits;
 mod policy;
 mod review;
 mod same_node;
