@@ -4,13 +4,11 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
-use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Captured, Port};
+use crate::capture::{self, ACCEPT_PAUSE, AcceptError, Accepted, Port};
 use crate::causes::Causes;
-use crate::node::places::Place;
 use crate::node::pod::Pod;
-use crate::node::refusing::TooMany;
 use crate::node::worker::Worker;
-use crate::node::{carry, inbound, outbound, plaintext};
+use crate::node::{inbound, outbound, plaintext};
 use crate::sys::socket::Acceptor;
 use crate::task::{self, Task};
 
@@ -86,15 +84,14 @@ async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: Rc<Acceptor>, port: 
                     "connection to one of our own ports refused",
                 );
             }
-            Ok(Accepted::Captured(captured)) => match pod.share.admit() {
-                Some(place) => begin(worker.clone(), pod.clone(), captured, (place, port)),
-                None => {
-                    if port == Port::Tunnel {
-                        inbound::turn_away(&worker, &captured);
-                    }
-                    worker.turned_away(&pod, captured.source, TooMany::OfPod);
+            Ok(Accepted::Captured(captured)) => {
+                let (worker, pod) = (worker.clone(), pod.clone());
+                match port {
+                    Port::Outbound => outbound::serve(worker, pod, captured),
+                    Port::Inbound => plaintext::serve(worker, pod, captured),
+                    Port::Tunnel => inbound::serve(worker, pod, captured),
                 }
-            },
+            }
             Err(error @ AcceptError::Exhausted(_)) => {
                 worker.exhausted(&pod, &error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -105,18 +102,5 @@ async fn accept(worker: Rc<Worker>, pod: Rc<Pod>, listener: Rc<Acceptor>, port: 
                 return;
             }
         }
-    }
-}
-
-/// Spawns the task of a connection that came to `port`.
-fn begin(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured, (place, port): (Place, Port)) {
-    match port {
-        Port::Outbound => {
-            carry::spawn("outbound", outbound::carry(worker, pod, captured, place));
-        }
-        Port::Inbound => {
-            carry::spawn("plaintext", plaintext::carry(worker, pod, captured, place));
-        }
-        Port::Tunnel => inbound::serve(worker, pod, captured, place),
     }
 }

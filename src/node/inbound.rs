@@ -21,61 +21,60 @@ use crate::node::account::Account;
 use crate::node::carry::{self, Carrying, Joined};
 use crate::node::error::Error;
 use crate::node::kept::Seat;
-use crate::node::live::{Metered, Room};
+use crate::node::live::Metered;
 use crate::node::places::Place;
 use crate::node::pod::Pod;
 use crate::node::refusing::TooMany;
 use crate::node::same_node::{Announcement, Beside};
-use crate::node::sources::OfSource;
+use crate::node::sources::Tunnelled;
 use crate::node::worker::{Stage, Worker};
 use crate::node::world::World;
 use crate::sys::socket::AppSocket;
 use crate::task;
 use crate::tunnel::{self, Request, Status};
 
-/// Spawns the task of one connection to the pod's tunnel port.
-pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured, place: Place) {
-    let to = captured.original_dst.get();
-    if let Some(announcement) = worker.shared.announcements.take(captured.source, to) {
-        let seat = worker.kept.claim(captured.source, to);
-        return beside(worker, (pod, place), captured, announcement, seat);
+/// Spawns the task of one connection to the pod's tunnel port, if there is room for it.
+pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let (source, to) = (captured.source, captured.original_dst.get());
+    if let Some(announcement) = worker.shared.announcements.take(source, to) {
+        let seat = worker.kept.claim(source, to);
+        return beside(worker, pod, captured, announcement, seat);
     }
-    let source = captured.source.ip();
-    match worker.sources.enter(source, pod.netns.cookie()) {
-        Some(own) => {
-            let work = streams(worker, (pod, place), captured, own);
-            task::spawn_local("tunnel", work).detach();
-        }
-        None => worker.turned_away(&pod, captured.source, TooMany::Tunnels),
-    }
+    let Some(own) = worker.sources.tunnel(source.ip(), pod.netns.cookie()) else {
+        return worker.turned_away(&pod, source, TooMany::Tunnels);
+    };
+    let Some(place) = pod.share.admit() else {
+        return worker.turned_away(&pod, source, TooMany::OfPod);
+    };
+    task::spawn_local("tunnel", streams(worker, pod, captured, (own, place))).detach();
 }
 
-/// Resets a connection for which the pod has no place, and tells the neighbour whose it is.
-pub(crate) fn turn_away(worker: &Worker, captured: &Captured) {
-    let to = captured.original_dst.get();
-    if let Some(announcement) = worker.shared.announcements.take(captured.source, to) {
-        let _ = announcement.refused.set(Error::Overloaded.outcome());
-    }
-}
-
-/// Spawns the task of one connection from a pod of this node. With a seat, both ends are here.
+/// Spawns the task of one connection from a pod of this node, if there is room for it. With a seat,
+/// both ends are here.
 pub(crate) fn beside(
     worker: Rc<Worker>,
-    (pod, place): (Rc<Pod>, Place),
+    pod: Rc<Pod>,
     captured: Captured,
     announcement: Announcement,
     seat: Option<Seat>,
 ) {
-    let arriving = same_node(worker, (pod, place), captured, announcement, seat);
+    let way = Direction::Inbound;
+    let Some(room) = worker.room(&pod, way, captured.source) else {
+        // Told before the reset that lets the other side look.
+        let _ = announcement.refused.set(Error::Overloaded.outcome());
+        return;
+    };
+    let account = Account::open(&worker, &pod, way, captured.source, room);
+    let arriving = same_node(worker, pod, (captured, seat), announcement, account);
     carry::spawn("same node", arriving);
 }
 
 /// A tunnel: its handshake, then its streams, each on its own.
 async fn streams(
     worker: Rc<Worker>,
-    (pod, _place): (Rc<Pod>, Place),
+    pod: Rc<Pod>,
     captured: Captured,
-    own: OfSource,
+    _counted: (Tunnelled, Place),
 ) {
     let ends = Ends {
         source: captured.source,
@@ -93,7 +92,7 @@ async fn streams(
         }
     };
     let peer = incoming.peer().clone();
-    let _counted = Counted::one(&worker);
+    let _listed = Counted::one(&worker);
     let ending = worker.ending(&pod);
     let mut draining = false;
     loop {
@@ -108,11 +107,13 @@ async fn streams(
         };
         match next {
             Some(Ok(request)) => {
-                let Some(room) = room(&worker, &pod, &own, source) else {
+                let way = Direction::Inbound;
+                let Some(room) = worker.room(&pod, way, source) else {
                     request.refuse(Error::Overloaded.status());
                     continue;
                 };
-                let pod = (pod.clone(), room);
+                let account = Account::open(&worker, &pod, way, source, room);
+                let pod = (pod.clone(), account);
                 let stream = stream(worker.clone(), pod, request, peer.clone(), ends);
                 carry::spawn("inbound stream", stream);
             }
@@ -121,26 +122,6 @@ async fn streams(
                 return;
             }
             None => return,
-        }
-    }
-}
-
-/// Room for one more stream, if the pod and the source may have it.
-fn room(worker: &Worker, pod: &Pod, own: &OfSource, source: SocketAddr) -> Option<Room> {
-    let places = &worker.shared.places;
-    let admitted = match own.admit(places.most(), places.free()) {
-        None => Err(TooMany::OfSource),
-        within => pod
-            .share
-            .admit()
-            .map(|place| (place, within))
-            .ok_or(TooMany::OfPod),
-    };
-    match admitted {
-        Ok((place, _within)) => Some(Room { place, _within }),
-        Err(which) => {
-            worker.turned_away(pod, source, which);
-            None
         }
     }
 }
@@ -198,12 +179,11 @@ async fn handshake(
 /// One stream of a tunnel: one connection of an application.
 async fn stream(
     worker: Rc<Worker>,
-    (pod, room): (Rc<Pod>, Room),
+    (pod, account): (Rc<Pod>, Account),
     request: Request,
     peer: Identity,
     ends: Ends,
 ) -> Option<Carrying> {
-    let account = Account::open(&worker, &pod, Direction::Inbound, ends.source, room);
     account.via(ends.via);
     let joined = arrive(&worker, &pod, request, peer, ends, &account).await;
     account.settle(joined)
@@ -320,10 +300,10 @@ fn service_named(
 /// A connection of this daemon, from another pod of this node.
 async fn same_node(
     worker: Rc<Worker>,
-    (pod, place): (Rc<Pod>, Place),
-    captured: Captured,
+    pod: Rc<Pod>,
+    (captured, seat): (Captured, Option<Seat>),
     announcement: Announcement,
-    seat: Option<Seat>,
+    account: Account,
 ) -> Option<Carrying> {
     let Captured {
         socket,
@@ -331,7 +311,6 @@ async fn same_node(
         original_dst: via,
     } = captured;
     let mut near = Some((socket, seat));
-    let account = Account::open(&worker, &pod, Direction::Inbound, source, place.into());
     account.dials();
     account.via(TunnelAddr::new(via.get()));
     let refused = announcement.refused.clone();

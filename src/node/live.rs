@@ -23,7 +23,7 @@ use crate::mesh::{Direction, TunnelAddr};
 use crate::node::error::Error;
 use crate::node::places::Place;
 use crate::node::pod::Pod;
-use crate::node::sources::Within;
+use crate::node::sources::Called;
 use crate::node::worker::Worker;
 use crate::telemetry::metrics::Opened;
 
@@ -185,20 +185,11 @@ impl Connection {
     }
 }
 
-/// What a connection holds of the daemon's places, and of its source's if it came in a tunnel.
+/// What a connection holds of the daemon's places, and of its source's if it arrives at its pod.
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) place: Place,
-    pub(crate) _within: Option<Within>,
-}
-
-impl From<Place> for Room {
-    fn from(place: Place) -> Self {
-        Self {
-            place,
-            _within: None,
-        }
-    }
+    pub(crate) _called: Option<Called>,
 }
 
 /// Where the relay of a connection counts its bytes.

@@ -26,13 +26,12 @@ use crate::mesh::{
     Direction, Flow, Local, OriginalDst, Path, Peer, PodAddr, Route, Service, TunnelAddr, Workload,
 };
 use crate::node::account::Account;
-use crate::node::carry::{Carrying, Joined};
+use crate::node::carry::{self, Carrying, Joined};
 use crate::node::config::SameNode;
 use crate::node::error::Error;
 use crate::node::inbound;
 use crate::node::kept::{Idle, Key, Way};
 use crate::node::live::{Connection, Metered};
-use crate::node::places::Place;
 use crate::node::pod::Pod;
 use crate::node::same_node::{Announcement, Beside};
 use crate::node::worker::Worker;
@@ -40,15 +39,22 @@ use crate::node::world::LocalPod;
 use crate::sys::socket::AppSocket;
 use crate::tunnel::{ConnectHead, Origin};
 
+/// Spawns the task of one such connection, if there is room for it.
+pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let way = Direction::Outbound;
+    if let Some(room) = worker.room(&pod, way, captured.source) {
+        let account = Account::open(&worker, &pod, way, captured.source, room);
+        carry::spawn("outbound", carry(worker, pod, captured, account));
+    }
+}
+
 /// Brings one captured connection to wherever it was going.
-pub(crate) async fn carry(
+async fn carry(
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     captured: Captured,
-    place: Place,
+    account: Account,
 ) -> Option<Carrying> {
-    let (way, source) = (Direction::Outbound, captured.source);
-    let account = Account::open(&worker, &pod, way, source, place.into());
     let joined = route(&worker, &pod, captured, &account).await;
     account.settle(joined)
 }
@@ -281,14 +287,7 @@ impl Leaving<'_> {
             original_dst: OriginalDst::new(way.key.via.get()),
         };
         let seat = Some((way, other));
-        let place = pod.share.take();
-        inbound::beside(
-            self.worker.clone(),
-            (pod, place),
-            arriving,
-            announcement,
-            seat,
-        );
+        inbound::beside(self.worker.clone(), pod, arriving, announcement, seat);
         let meter = Metered::from_source(live);
         let mut splice = deliver::splice(&live.permit, captured.socket, dialled, meter);
         splice.sew(Side::Far, own);

@@ -115,17 +115,14 @@ impl Share {
     /// A place for one more connection, if the pod may have one.
     pub(crate) fn admit(self: &Arc<Self>) -> Option<Place> {
         let used = self.places.used.load(Ordering::Relaxed);
-        quota::admits(self.places.most, used, self.held(), OF_ONE_POD).then(|| self.take())
-    }
-
-    /// A place for a connection that is here already.
-    pub(crate) fn take(self: &Arc<Self>) -> Place {
-        let place = Place {
-            share: self.clone(),
-            count: Cell::new(0),
-        };
-        place.one_more();
-        place
+        quota::admits(self.places.most, used, self.held(), OF_ONE_POD).then(|| {
+            let place = Place {
+                share: self.clone(),
+                count: Cell::new(0),
+            };
+            place.one_more();
+            place
+        })
     }
 
     /// How many the pod has.

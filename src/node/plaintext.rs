@@ -15,23 +15,29 @@ use crate::capture::Captured;
 use crate::deliver;
 use crate::mesh::{Direction, Flow, Local, Path, Peer, canonical_ip};
 use crate::node::account::Account;
-use crate::node::carry::{Carrying, Joined};
+use crate::node::carry::{self, Carrying, Joined};
 use crate::node::error::Error;
 use crate::node::live::{Connection, Metered};
-use crate::node::places::Place;
 use crate::node::pod::Pod;
 use crate::node::worker::Worker;
 use crate::task;
 
+/// Spawns the task of one such connection, if there is room for it.
+pub(crate) fn serve(worker: Rc<Worker>, pod: Rc<Pod>, captured: Captured) {
+    let way = Direction::Inbound;
+    if let Some(room) = worker.room(&pod, way, captured.source) {
+        let account = Account::open(&worker, &pod, way, captured.source, room);
+        carry::spawn("plaintext", carry(worker, pod, captured, account));
+    }
+}
+
 /// Brings one plain connection to the pod's application, if policy lets it.
-pub(crate) async fn carry(
+async fn carry(
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     captured: Captured,
-    place: Place,
+    account: Account,
 ) -> Option<Carrying> {
-    let (way, source) = (Direction::Inbound, captured.source);
-    let account = Account::open(&worker, &pod, way, source, place.into());
     account.dials();
     let joined = arrive(&worker, &pod, captured, &account).await;
     account.settle(joined)

@@ -8,18 +8,20 @@ use std::time::Instant;
 
 use crate::capture::AcceptError;
 use crate::causes::Causes;
+use crate::mesh::Direction;
+use crate::node::live::Room;
 use crate::node::pod::Pod;
 use crate::node::sources::TUNNELS;
 use crate::node::worker::Worker;
 use crate::quota::Seldom;
 use crate::telemetry::metrics::Reason;
 
-/// What there are too many of.
+/// What there are too many of. Who is turned away is closed, and so reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TooMany {
     /// Connections of the pod.
     OfPod,
-    /// Connections in tunnels from the source.
+    /// Connections from the source to the pod.
     OfSource,
     /// Tunnels from the source.
     Tunnels,
@@ -57,6 +59,27 @@ impl Exhaustion {
 }
 
 impl Worker {
+    /// Room for one more connection of a pod, if it may have it, and if `source` may that calls it.
+    /// Else it is turned away.
+    pub(crate) fn room(&self, pod: &Pod, way: Direction, source: SocketAddr) -> Option<Room> {
+        let (free, workers) = (self.shared.places.free(), self.shared.workers);
+        let ends = (source.ip(), pod.netns.cookie());
+        let arrives = way == Direction::Inbound;
+        let _called = arrives.then(|| self.sources.call(ends, free, workers));
+        let admitted = match (_called, pod.share.admit()) {
+            (Some(None), _) => Err(TooMany::OfSource),
+            (_, None) => Err(TooMany::OfPod),
+            (called, Some(place)) => Ok((place, called.flatten())),
+        };
+        match admitted {
+            Ok((place, _called)) => Some(Room { place, _called }),
+            Err(which) => {
+                self.turned_away(pod, source, which);
+                None
+            }
+        }
+    }
+
     /// Counts a connection that was turned away, and says so now and then.
     pub(crate) fn turned_away(&self, pod: &Pod, source: SocketAddr, which: TooMany) {
         let places = &self.shared.places;

@@ -1,10 +1,12 @@
-//! What each source address holds of this worker: tunnels, and the connections in them.
+//! What each source address holds of a pod: tunnels, and connections, in them or without.
 //!
-//! A peer has proven who it is when its tunnel stands, and may yet open tunnel after tunnel. Honest
-//! ones make one for each thousand connections, or for each hundred, and one for each of their
-//! workers; so tunnels have a fixed bound, and what they carry a share of all
-//! ([`places`](crate::node::places)), so that a source does not take the places of others that call
-//! the same pod.
+//! Whoever may call a pod may yet open connection after connection, and tunnel after tunnel. Honest
+//! peers make a tunnel for each thousand connections, or for each hundred, and one for each of their
+//! workers; so tunnels have a fixed bound. Connections have a share of all
+//! ([`places`](crate::node::places)), so small that a source which takes all of it leaves the pod
+//! enough for its other callers.
+//!
+//! Counted per worker, so that no worker waits for another; a source is taken to spread over all.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -15,7 +17,9 @@ use crate::quota;
 
 /// Tunnels from one source address to one pod, on one worker.
 pub(crate) const TUNNELS: usize = 256;
-/// How many times what is free the connections of one source may hold.
+/// How many times what is free the connections of one source to one pod may hold. Such a connection
+/// may take four places, two at either end, if both pods are of this node: the called pod then holds
+/// four times what is free, of eight that it may.
 const OF_ONE_SOURCE: usize = 2;
 
 /// All sources of one worker.
@@ -25,67 +29,82 @@ pub(crate) struct Sources(RefCell<HashMap<Ends, Rc<Source>>>);
 /// A source address, and the cookie of the namespace of the pod that it calls.
 type Ends = (IpAddr, u64);
 
-#[derive(Debug, Default)]
-struct Source {
-    tunnels: Cell<usize>,
-    streams: Cell<usize>,
-}
-
-/// One tunnel of a source, counted while this lives.
 #[derive(Debug)]
-pub(crate) struct OfSource {
+struct Source {
     sources: Rc<Sources>,
     ends: Ends,
-    source: Rc<Source>,
+    tunnels: Cell<usize>,
+    connections: Cell<usize>,
 }
 
-/// One connection in a tunnel of a source, counted while this lives.
+/// A tunnel of a source, counted while this lives.
 #[derive(Debug)]
-pub(crate) struct Within(Rc<Source>);
+pub(crate) struct Tunnelled(Rc<Source>);
+
+/// A connection of a source, counted while this lives.
+#[derive(Debug)]
+pub(crate) struct Called(Rc<Source>);
 
 impl Sources {
     /// Counts a tunnel from `source` to the pod of this namespace, unless there are too many.
-    pub(crate) fn enter(self: &Rc<Self>, source: IpAddr, pod: u64) -> Option<OfSource> {
+    pub(crate) fn tunnel(self: &Rc<Self>, source: IpAddr, pod: u64) -> Option<Tunnelled> {
+        let source = self.of(source, pod);
+        let few = source.tunnels.get() < TUNNELS;
+        few.then(|| {
+            source.tunnels.set(source.tunnels.get() + 1);
+            Tunnelled(source)
+        })
+    }
+
+    /// Counts a connection, unless the source holds its share while `free` places are free, on one
+    /// of so many workers.
+    pub(crate) fn call(
+        self: &Rc<Self>,
+        (source, pod): Ends,
+        free: usize,
+        workers: u16,
+    ) -> Option<Called> {
+        let source = self.of(source, pod);
+        let own = source.connections.get() * usize::from(workers);
+        quota::admits(free, 0, own, OF_ONE_SOURCE).then(|| {
+            source.connections.set(source.connections.get() + 1);
+            Called(source)
+        })
+    }
+
+    fn of(self: &Rc<Self>, source: IpAddr, pod: u64) -> Rc<Source> {
         let ends = (source, pod);
         let mut all = self.0.borrow_mut();
-        let source = all.entry(ends).or_default();
-        if source.tunnels.get() >= TUNNELS {
-            return None;
-        }
-        source.tunnels.set(source.tunnels.get() + 1);
-        Some(OfSource {
-            sources: self.clone(),
-            ends,
-            source: source.clone(),
-        })
+        let source = all.entry(ends).or_insert_with(|| {
+            Rc::new(Source {
+                sources: self.clone(),
+                ends,
+                tunnels: Cell::new(0),
+                connections: Cell::new(0),
+            })
+        });
+        source.clone()
     }
 }
 
-impl OfSource {
-    /// Counts a connection in it, unless the source holds its share while `free` of `most` places
-    /// are free.
-    pub(crate) fn admit(&self, most: usize, free: usize) -> Option<Within> {
-        let own = self.source.streams.get();
-        quota::admits(most, most - free, own, OF_ONE_SOURCE).then(|| {
-            self.source.streams.set(own + 1);
-            Within(self.source.clone())
-        })
-    }
-}
-
-impl Drop for OfSource {
-    fn drop(&mut self) {
-        let left = self.source.tunnels.get() - 1;
-        self.source.tunnels.set(left);
-        if left == 0 {
+impl Source {
+    fn leave(&self, counted: &Cell<usize>) {
+        counted.set(counted.get() - 1);
+        if self.tunnels.get() + self.connections.get() == 0 {
             self.sources.0.borrow_mut().remove(&self.ends);
         }
     }
 }
 
-impl Drop for Within {
+impl Drop for Tunnelled {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.leave(&self.0.tunnels);
+    }
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        self.0.leave(&self.0.connections);
     }
 }
 
@@ -97,22 +116,21 @@ mod tests {
     fn a_source_that_takes_all_it_can_leaves_room_to_the_others() {
         let sources = Rc::new(Sources::default());
         let of = |last| IpAddr::from([10, 0, 0, last]);
-        let tunnels: Vec<_> = std::iter::from_fn(|| sources.enter(of(1), 7)).collect();
+        let tunnels: Vec<_> = std::iter::from_fn(|| sources.tunnel(of(1), 7)).collect();
         assert_eq!(tunnels.len(), TUNNELS);
-        assert!(sources.enter(of(1), 8).is_some(), "another pod");
-        let other = sources.enter(of(2), 7).unwrap();
+        assert!(sources.tunnel(of(1), 8).is_some(), "another pod");
+        assert!(sources.tunnel(of(2), 7).is_some(), "another source");
         let mut held = Vec::new();
-        for tunnel in tunnels.iter().cycle() {
-            match tunnel.admit(900, 900 - held.len()) {
-                Some(stream) => held.push(stream),
-                None => break,
-            }
+        while let Some(call) = sources.call((of(1), 7), 900 - held.len(), 1) {
+            held.push(call);
         }
         assert_eq!(held.len(), 600);
-        assert!(other.admit(900, 300).is_some());
+        assert!(sources.call((of(2), 7), 300, 1).is_some());
+        assert!(sources.call((of(1), 7), 0, 1).is_none());
         held.pop();
-        assert!(tunnels[0].admit(900, 301).is_some());
-        drop((tunnels, other));
+        assert!(sources.call((of(1), 7), 300, 1).is_some());
+        assert!(sources.call((of(1), 7), 300, 2).is_none(), "on two workers");
+        drop((tunnels, held));
         assert!(sources.0.borrow().is_empty());
     }
 }

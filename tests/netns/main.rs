@@ -23,6 +23,7 @@ mod index;
 mod kept;
 mod leaving;
 mod lifecycle;
+mod limits;
 mod policy;
 mod review;
 mod same_node;
