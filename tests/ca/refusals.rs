@@ -1,6 +1,5 @@
 //! Who gets a certificate, and what the others are told.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use adit::pki::grpc::CertificateRequest;
@@ -525,7 +524,8 @@ fn strangers_who_say_nothing_keep_no_node_waiting() {
     let (bed, control) = Bed::shop();
     let stranger = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into())?;
+        // So that other tests may listen on the port that this one gets.
+        socket.set_reuse_address(true)?;
         socket.connect(&control.address().into())?;
         Ok::<_, std::io::Error>(socket)
     };

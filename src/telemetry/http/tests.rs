@@ -143,9 +143,15 @@ fn scrapers_and_probes_see_their_page_and_no_other() {
 
 /// A caller from that address of this machine.
 async fn call(from: [u8; 4], to: std::net::SocketAddr) -> tokio::net::TcpStream {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind((from, 0).into()).unwrap();
-    socket.connect(to).await.unwrap()
+    loop {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        // So that other tests may listen on the port that this one gets; it may be taken already.
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        if let Ok(stream) = socket.connect(to).await {
+            return stream;
+        }
+    }
 }
 
 #[test]
