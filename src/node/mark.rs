@@ -155,7 +155,7 @@ impl Marks {
             .map(str::to_owned);
     }
 
-    /// A pod of our node that is not to be captured has a mark, of a daemon before us.
+    /// A pod of our node that is not to be captured has a mark, maybe of a daemon before us.
     pub(crate) fn stale(&mut self, uid: &Arc<str>, name: &Arc<str>, now: Instant) {
         if !self.pods.contains_key(uid) {
             self.see(uid, name, false, None, now);

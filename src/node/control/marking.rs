@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::mesh::Reach;
 use crate::node::control::{Control, Event};
 use crate::node::mark::{self, Note, Unwritten};
-use crate::node::pods::State;
+use crate::node::pods::{Entry, State};
 use crate::task;
 
 /// How often a pod has failed before people are told at the API server.
@@ -33,7 +33,10 @@ impl Control {
         }
         let snapshot = self.shared.world.load().snapshot.clone();
         for pod in snapshot.on_node(&self.shared.node) {
-            if pod.reach == Reach::Marked && self.pods.entry(&pod.uid).is_none() {
+            // Of a pod that leaves, another daemon may have written the mark: the one that handed it over.
+            let leaves =
+                |entry: &Entry| matches!(entry.state(), State::Draining | State::Releasing);
+            if pod.reach == Reach::Marked && self.pods.entry(&pod.uid).is_none_or(leaves) {
                 let name = format!("{}/{}", pod.namespace, pod.name).into();
                 self.marks.stale(&pod.uid, &name, now);
             }
