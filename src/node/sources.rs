@@ -72,6 +72,12 @@ impl Sources {
         })
     }
 
+    /// Whether any tunnel stands, or is being made.
+    pub(crate) fn have_tunnels(&self) -> bool {
+        let all = self.0.borrow();
+        all.values().any(|source| source.tunnels.get() > 0)
+    }
+
     fn of(self: &Rc<Self>, source: IpAddr, pod: u64) -> Rc<Source> {
         let ends = (source, pod);
         let mut all = self.0.borrow_mut();

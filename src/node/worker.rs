@@ -527,7 +527,8 @@ impl Worker {
         }
         let worker = self.clone();
         let wait = async move {
-            while worker.live.len() > 0 {
+            // A tunnel has ended when its peer has said that nothing more is on its way.
+            while worker.live.len() > 0 || worker.sources.have_tunnels() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             let _ = answer.send(());

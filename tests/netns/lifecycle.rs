@@ -10,7 +10,8 @@ use serde_json::json;
 use crate::RELOAD;
 use crate::reason;
 use crate::support::{
-    Finished, Lab, Launch, Listener, Outcome, Pod, adit, eventually, holds_for, within,
+    Authority, Finished, HboneClient, Lab, Launch, Listener, Mint, Outcome, Pod, adit, eventually,
+    holds_for, within,
 };
 
 fn pair() -> (Lab, Pod, Pod) {
@@ -69,6 +70,41 @@ fn sigterm_waits_for_live_connections() {
             }
         });
     }
+}
+
+/// What a peer has sent, and has not arrived, is nobody's live connection yet.
+#[test]
+fn a_stream_on_its_way_to_a_daemon_that_ends_is_served() {
+    let mut lab = Lab::new();
+    let (a, b) = (lab.pod(1, "a"), lab.pod(2, "b"));
+    lab.start_with(|launch| launch.drain("20s"));
+    let _server = b.greet(8080);
+    let credential = Authority::of_directory(&lab.ca()).issue(&Mint::of(&a.identity()));
+    let peer = lab.node(1).netns();
+    let mut tunnel = HboneClient::open(peer, b.at(15008), Some(&credential)).expect("it is taken");
+    peer.nft(
+        "add table inet wall\nadd chain inet wall c { type filter hook output priority 0; }\n\
+         add rule inet wall c tcp dport 15008 drop\n",
+    );
+    let to = b.at(8080).to_string();
+    let request = std::thread::spawn(move || {
+        let (status, mut stream) = tunnel.connect(&to)?;
+        stream.send(b"", true)?;
+        Ok::<_, String>((status, stream.receive_all()?))
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    lab.daemon(2).signal(Signal::SIGTERM);
+    holds_for(
+        Duration::from_secs(1),
+        "it waits for what peers have sent",
+        || lab.daemon(2).runs(),
+    );
+    lab.node(1).netns().nft("delete table inet wall\n");
+    let (status, said) = request.join().unwrap().expect("it is served");
+    assert_eq!(status, 200);
+    assert!(said.starts_with(b"b "), "{said:?}");
+    let status = lab.daemon(2).await_end(Duration::from_secs(5));
+    assert!(status.success(), "{status}");
 }
 
 #[test]
