@@ -148,7 +148,7 @@ impl<S: Duplex, M: AsRef<Meter>> Relay<S, M> {
                             .is_pending()
                         {
                             self.stream.settle();
-                            return Ok(());
+                            return self.poll_given_up(cx);
                         }
                     }
                     Err(error) => return Err(Failure::app(error)),
@@ -167,6 +167,15 @@ impl<S: Duplex, M: AsRef<Meter>> Relay<S, M> {
             if !news && moved == before {
                 return Ok(());
             }
+        }
+    }
+
+    /// Both ends have been said and the application does not read: only this tells that what waits
+    /// for it was given up.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        match self.up == Up::Ended && self.stream.ended() {
+            true => self.poll_stopped(cx),
+            false => Ok(()),
         }
     }
 

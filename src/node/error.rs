@@ -117,6 +117,7 @@ pub(crate) fn of_tunnel(error: &tunnel::Error) -> Outcome {
         tunnel::Error::Refused(Refused::DialFailed) => Outcome::DialFailed,
         tunnel::Error::Refused(_) => Outcome::Refused,
         tunnel::Error::Reset(_) => Outcome::Reset,
+        tunnel::Error::Unread => Outcome::Overloaded,
         _ => Outcome::TunnelFailed,
     }
 }

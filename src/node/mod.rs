@@ -19,6 +19,7 @@ mod busy_poll;
 mod carry;
 pub mod config;
 mod control;
+mod counting;
 mod doors;
 mod enrol;
 mod error;

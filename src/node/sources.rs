@@ -66,10 +66,12 @@ impl Sources {
     ) -> Option<Called> {
         let source = self.of(source, pod);
         let own = source.connections.get() * usize::from(workers);
-        quota::admits(free, 0, own, OF_ONE_SOURCE).then(|| {
-            source.connections.set(source.connections.get() + 1);
-            Called(source)
-        })
+        if !quota::admits(free, 0, own, OF_ONE_SOURCE) {
+            source.tidy();
+            return None;
+        }
+        source.connections.set(source.connections.get() + 1);
+        Some(Called(source))
     }
 
     /// Whether any tunnel stands, or is being made.
@@ -94,8 +96,8 @@ impl Sources {
 }
 
 impl Source {
-    fn leave(&self, counted: &Cell<usize>) {
-        counted.set(counted.get() - 1);
+    /// Nothing is kept of a source that holds nothing.
+    fn tidy(&self) {
         if self.tunnels.get() + self.connections.get() == 0 {
             self.sources.0.borrow_mut().remove(&self.ends);
         }
@@ -104,13 +106,15 @@ impl Source {
 
 impl Drop for Tunnelled {
     fn drop(&mut self) {
-        self.0.leave(&self.0.tunnels);
+        self.0.tunnels.set(self.0.tunnels.get() - 1);
+        self.0.tidy();
     }
 }
 
 impl Drop for Called {
     fn drop(&mut self) {
-        self.0.leave(&self.0.connections);
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.tidy();
     }
 }
 
@@ -132,7 +136,7 @@ mod tests {
         }
         assert_eq!(held.len(), 600);
         assert!(sources.call((of(2), 7), 300, 1).is_some());
-        assert!(sources.call((of(1), 7), 0, 1).is_none());
+        assert!(sources.call((of(3), 7), 0, 1).is_none());
         held.pop();
         assert!(sources.call((of(1), 7), 300, 1).is_some());
         assert!(sources.call((of(1), 7), 300, 2).is_none(), "on two workers");

@@ -144,10 +144,19 @@ fn shared(config: &Config, log: &Log) -> Result<Shared, StartError> {
         places,
         metrics,
         limits: tunnel::Limits {
+            waiting: tunnel::Waiting::new(waiting_bytes(), config.workers),
             congestion: config.tunnel_congestion.clone(),
             ..tunnel::Limits::default()
         },
     })
+}
+
+/// How many bytes may wait for readers: an eighth of the memory, within reason.
+fn waiting_bytes() -> usize {
+    const LEAST: u64 = 64 << 20;
+    const MOST: u64 = 1 << 30;
+    let memory = sys::process::memory().unwrap_or(MOST);
+    usize::try_from((memory / 8).clamp(LEAST, MOST)).unwrap_or(usize::MAX)
 }
 
 /// A remote authority need not answer yet: pods wait for it, and this daemon's readiness with them.

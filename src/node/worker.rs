@@ -26,6 +26,7 @@ use crate::node::accepting::Accepting;
 use crate::node::account::Account;
 use crate::node::busy_poll::BusyPoll;
 use crate::node::config;
+use crate::node::counting::Counted;
 use crate::node::error::Error;
 use crate::node::handshakes::Handshakes;
 use crate::node::kept::Kept;
@@ -37,7 +38,6 @@ use crate::node::refusing::Exhaustion;
 use crate::node::same_node::SameNode;
 use crate::node::sources::Sources;
 use crate::node::world::World;
-use crate::pipe::Spare;
 use crate::pki::{Certificate, Certificates};
 use crate::sys::socket::Lane;
 use crate::task;
@@ -133,12 +133,8 @@ pub(crate) struct Worker {
     dialling: Rc<Cell<usize>>,
     /// The evaluator by which each pod's live connections were last checked.
     checked: RefCell<HashMap<Arc<str>, Evaluator>>,
-    /// Tunnels, streams and connections that are in the gauges.
-    counted: Cell<[i64; 3]>,
-    /// Tunnels made that are in the counter.
-    made: Cell<u64>,
-    /// Descriptors of no pod that are in the places.
-    own: Cell<usize>,
+    /// What of this worker is in the counters of all.
+    counted: Counted,
 }
 
 struct Served {
@@ -173,9 +169,7 @@ impl Worker {
             alone: Cell::new(true),
             dialling: Rc::default(),
             checked: RefCell::default(),
-            counted: Cell::default(),
-            made: Cell::default(),
-            own: Cell::default(),
+            counted: Counted::default(),
         })
     }
 
@@ -188,46 +182,9 @@ impl Worker {
                     Some(command) => self.follow(command),
                     None => return,
                 },
-                _ = tick.tick() => self.count(),
+                _ = tick.tick() => self.count(&self.counted),
             }
         }
-    }
-
-    /// Brings the counters up to date with connections that go on.
-    fn count(&self) {
-        self.live.each(Connection::flush);
-        self.kept.expire(Instant::now());
-        Spare::settle();
-        let daemon = &self.shared.metrics.daemon;
-        let certificates = &self.shared.certificates;
-        let places = &self.shared.places;
-        let short = places.is_short();
-        self.pool.retire(|key| {
-            let current = certificates.current(&key.own);
-            short || current.is_some_and(|now| now.epoch() != key.epoch)
-        });
-        let (tunnels, streams) = self.pool.load();
-        let served = self.served.borrow();
-        let own = tunnels
-            + served
-                .values()
-                .map(|pod| pod.listeners.len())
-                .sum::<usize>();
-        drop(served);
-        places.recount(self.own.replace(own), own);
-        let now = [tunnels, streams, self.live.len()].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let before = self.counted.replace(now);
-        let gauges = [
-            &daemon.tunnels.outbound,
-            &daemon.streams.outbound,
-            &daemon.connections,
-        ];
-        for (gauge, (now, before)) in gauges.into_iter().zip(now.into_iter().zip(before)) {
-            gauge.inc_by(now - before);
-        }
-        let made = self.pool.made();
-        let before = self.made.replace(made);
-        daemon.tunnels_opened.outbound.inc_by(made - before);
     }
 
     fn follow(self: &Rc<Self>, command: Command) {
@@ -324,6 +281,12 @@ impl Worker {
             account.would(would);
         }
         decision.map_err(|refusal| Error::Authorize(Box::new(refusal)))
+    }
+
+    /// How many listeners this worker accepts on.
+    pub(crate) fn listening(&self) -> usize {
+        let served = self.served.borrow();
+        served.values().map(|served| served.listeners.len()).sum()
     }
 
     /// How the end of serving a pod is told to its tunnels.

@@ -28,7 +28,7 @@ use crate::tunnel::io as wire;
 use crate::tunnel::link::{Link, Place};
 use crate::tunnel::pace::{End, Pace};
 use crate::tunnel::pool::Origin;
-use crate::tunnel::{Limits, tls};
+use crate::tunnel::{Limits, tls, waiting};
 
 /// A tunnel as the pool sees it.
 pub(crate) struct Tunnel {
@@ -144,6 +144,7 @@ async fn handshake(
     config: Arc<ClientConfig>,
     limits: &Limits,
 ) -> Result<(Rc<Tunnel>, Driver), Error> {
+    let ends = waiting::Ends::of(&tcp).map_err(|error| Error::Socket(Arc::new(error)))?;
     let tls = rustls::client::UnbufferedClientConnection::new(config, tls::server_name())
         .map_err(Error::Tls)?;
     let wire = wire::handshake(tcp, tls.into())
@@ -152,7 +153,7 @@ async fn handshake(
     if !wire.speaks_h2() {
         return Err(Error::Tls(rustls::Error::NoApplicationProtocol));
     }
-    let pace = Pace::new(wire, Role::Client, limits);
+    let pace = Pace::new(wire, Role::Client, ends, limits);
     let tunnel = Rc::new(Tunnel {
         link: pace.link.clone(),
         most: limits.streams,

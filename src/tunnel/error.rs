@@ -48,6 +48,9 @@ pub enum Error {
     /// The peer answered CONNECT with another status than 200.
     #[error("refused by the peer: {}", .0.reason())]
     Refused(Refused),
+    /// Too much waited for this stream's reader, when too much waited for all.
+    #[error("too much waited for a reader that did not read")]
+    Unread,
     /// The peer reset the stream, with this code (RFC 9113 §7).
     #[error("stream reset by the peer ({0})")]
     Reset(Reason),
@@ -68,6 +71,7 @@ impl Error {
             Self::Silent(_) => "tunnel_silent",
             Self::Closed => "tunnel_closed",
             Self::Refused(refused) => refused.reason(),
+            Self::Unread => "unread",
             Self::Reset(_) => "reset",
         }
     }

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use crate::tunnel::connect::ConnectHead;
 use crate::tunnel::error::Error;
 use crate::tunnel::http2::{Connection, Failure, Fate, Reason, Room, Sink, Slot};
 use crate::tunnel::io::Wire;
+use crate::tunnel::waiting::{self, Ends, Waiting};
 
 /// A connection with its wire.
 pub(crate) struct Link {
@@ -26,6 +28,11 @@ pub(crate) struct Link {
     /// A stream waits for room on the wire.
     crowded: Cell<bool>,
     idle_since: Cell<Instant>,
+    /// Whose tunnel it is.
+    pub(crate) ends: Ends,
+    waiting: Arc<Waiting>,
+    /// What waits for readers, as it is counted there.
+    counted: Cell<usize>,
     end: RefCell<Option<Error>>,
 }
 
@@ -46,15 +53,48 @@ impl Sink for &Wire {
 }
 
 impl Link {
-    pub(crate) fn new(http: Connection, wire: &Rc<Wire>) -> Rc<Self> {
-        Rc::new(Self {
+    pub(crate) fn new(
+        http: Connection,
+        wire: &Rc<Wire>,
+        ends: Ends,
+        waiting: &Arc<Waiting>,
+    ) -> Rc<Self> {
+        let link = Rc::new(Self {
             http: RefCell::new(http),
             wire: Rc::downgrade(wire),
             driver: Cell::new(None),
             crowded: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
+            ends,
+            waiting: waiting.clone(),
+            counted: Cell::new(0),
             end: RefCell::new(None),
-        })
+        });
+        waiting::register(&link);
+        link
+    }
+
+    /// How many bytes wait for readers.
+    pub(crate) fn waits(&self) -> usize {
+        self.http.borrow().unread()
+    }
+
+    /// What waits for readers has changed.
+    pub(crate) fn recount(&self) {
+        let now = self.waits();
+        let before = self.counted.replace(now);
+        if now != before {
+            self.waiting.recount(before, now);
+        }
+    }
+
+    /// Gives up streams for which much waits; how many bytes, and how many streams.
+    pub(crate) fn shed(&self, excess: usize) -> (usize, usize) {
+        let shed = self.http.borrow_mut().shed(excess);
+        self.recount();
+        self.wake_streams();
+        self.wake_driver();
+        shed
     }
 
     /// How many streams somebody holds.
@@ -153,6 +193,12 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.waiting.recount(self.counted.get(), 0);
+    }
+}
+
 impl Place {
     /// After something was done that others may have to know.
     fn done(&self) {
@@ -193,6 +239,7 @@ impl Place {
         let end = self.link.end();
         match fate {
             Fate::Reset(reason) => Error::Reset(reason),
+            Fate::Broken(Reason::ENHANCE_YOUR_CALM) => Error::Unread,
             Fate::Broken(reason) => Error::Protocol(Failure::Broken(reason, "a broken stream")),
             Fate::Unseen => Error::Protocol(Failure::GoneAway(Reason::NO_ERROR)),
             Fate::Lost | Fate::Closed => end.unwrap_or(Error::Closed),
@@ -254,6 +301,7 @@ impl Place {
 
     pub(crate) fn consumed(&self, count: usize) {
         self.link.http.borrow_mut().consumed(self.slot, count);
+        self.link.recount();
         self.done();
     }
 
@@ -271,6 +319,7 @@ impl Drop for Place {
             self.link.idle_since.set(Instant::now());
         }
         drop(http);
+        self.link.recount();
         // What was never read makes room for others.
         self.done();
     }

@@ -11,6 +11,7 @@
 //! | `io`, `record` | TLS on a socket, in few system calls; pure: its records, in place |
 //! | `http2` | pure: frames, header blocks, flow control, the states of streams |
 //! | `liveness`, `window` | pure: when to ask a silent peer; how large receive windows are |
+//! | `waiting` | what waits for readers in all tunnels, and whose is given up |
 //! | `link` | a connection and its wire, shared by its streams and its driver |
 //! | `pace` | what both drivers do in a turn |
 //! | `client`, `pool` | a tunnel this side made; which one carries the next stream |
@@ -34,6 +35,7 @@ mod record;
 mod server;
 mod stream;
 pub mod tls;
+mod waiting;
 mod window;
 
 pub use connect::{ConnectHead, HeadError, Refused, Status};
@@ -42,7 +44,9 @@ pub use http2::{Failure, Reason};
 pub use pool::{Key, Origin, Pool};
 pub use server::{Incoming, Request, accept};
 pub use stream::Stream;
+pub use waiting::{Shed, Waiting, take_shed};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sys::socket::Congestion;
@@ -67,6 +71,8 @@ pub struct Limits {
     pub incoming_streams: u32,
     /// Bytes of one request's headers, decoded (RFC 9113 §6.5.2).
     pub header_list: u32,
+    /// What may wait for readers, in all tunnels of a daemon.
+    pub waiting: Arc<Waiting>,
     /// The congestion control of tunnels, once their path is known.
     pub congestion: Congestion,
 }
@@ -82,6 +88,7 @@ impl Default for Limits {
             streams: 1000,
             incoming_streams: 1000,
             header_list: 16 * 1024,
+            waiting: Waiting::new(256 << 20, 1),
             congestion: Congestion::Auto,
         }
     }

@@ -8,6 +8,7 @@
 use std::future::Future as _;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::tunnel::http2::{Config, Connection, Failure, Reason, Role};
 use crate::tunnel::io::{Fault, Wire};
 use crate::tunnel::link::Link;
 use crate::tunnel::liveness::{Beat, Liveness};
+use crate::tunnel::waiting::{Ends, Waiting};
 use crate::tunnel::window::{self, Window};
 
 /// Drives a connection.
@@ -33,6 +35,7 @@ pub(crate) struct Pace {
     /// Bytes received when the PING that is under way was sent.
     asked: Option<u64>,
     looked: u64,
+    waiting: Arc<Waiting>,
     liveness: Liveness,
     window: Window,
     timer: Pin<Box<Sleep>>,
@@ -62,7 +65,7 @@ impl From<Fault> for Stop {
 
 impl Pace {
     /// Begins HTTP/2 on a wire.
-    pub(crate) fn new(wire: Wire, role: Role, limits: &Limits) -> Self {
+    pub(crate) fn new(wire: Wire, role: Role, ends: Ends, limits: &Limits) -> Self {
         let http = Connection::new(Config {
             role,
             window: window::INITIAL,
@@ -73,7 +76,8 @@ impl Pace {
         });
         let wire = Rc::new(wire);
         Self {
-            link: Link::new(http, &wire),
+            link: Link::new(http, &wire, ends, &limits.waiting),
+            waiting: limits.waiting.clone(),
             wire,
             put_off: false,
             closing: false,
@@ -117,7 +121,10 @@ impl Pace {
         self.wire.begin_turn();
         link.http.borrow_mut().begin_turn();
         let take = |piece| link.http.borrow_mut().receive(piece).map_err(Stop::Http);
-        self.wire.poll_receive(cx, take).map(|stop| match stop {
+        let received = self.wire.poll_receive(cx, take);
+        link.recount();
+        self.waiting.relieve();
+        received.map(|stop| match stop {
             Ok(()) => End::Closed,
             Err(Stop::Wire(fault)) => End::Broken(fault.into()),
             Err(Stop::Http(failure)) => End::Broken(Error::Protocol(failure)),
@@ -185,7 +192,14 @@ impl Pace {
     /// Learns what a round trip brings, while much arrives.
     fn measure(&mut self) {
         let received = self.wire.received();
+        let pressed = self.waiting.is_pressed();
         let mut http = self.link.http.borrow_mut();
+        if pressed
+            && let Some(size) = self.window.squeeze()
+            && http.resize(size)
+        {
+            self.window.set(size);
+        }
         let Some(before) = self.asked else {
             if self.window.curious(received - self.looked) {
                 Self::ask(&mut self.asked, &mut http, received);
@@ -197,6 +211,9 @@ impl Pace {
         }
         self.asked = None;
         self.looked = received;
+        if pressed {
+            return;
+        }
         let streams = http.held();
         if let Some(size) = self.window.learn(received - before, streams)
             && http.resize(size)
@@ -238,6 +255,7 @@ impl Pace {
 mod tests {
     use std::future::poll_fn;
     use std::io::IoSlice;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
     use crate::tunnel::io::tests::wires;
@@ -245,8 +263,12 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_a_full_wire_is_said_before_it_closes() {
         const MUCH: usize = 16 << 20;
+        const ENDS: Ends = Ends {
+            pod: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        };
         let (client, server) = wires().await;
-        let mut pace = Pace::new(server, Role::Server, &Limits::default());
+        let mut pace = Pace::new(server, Role::Server, ENDS, &Limits::default());
         pace.wire.write(&[IoSlice::new(&vec![0; MUCH])]);
         assert_eq!(pace.wire.room(), 0);
         let closed = poll_fn(|cx| pace.poll_close(cx));

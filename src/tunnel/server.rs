@@ -22,7 +22,7 @@ use crate::tunnel::io as wire;
 use crate::tunnel::link::Place;
 use crate::tunnel::pace::{End, Pace};
 use crate::tunnel::stream::{RESET, Stream};
-use crate::tunnel::{Limits, tls};
+use crate::tunnel::{Limits, tls, waiting};
 
 /// A peer's tunnel.
 pub struct Incoming {
@@ -61,6 +61,7 @@ async fn handshake(
     limits: &Limits,
 ) -> Result<Incoming, Error> {
     watch(SockRef::from(&tcp), limits).map_err(|error| Error::Socket(Arc::new(error)))?;
+    let ends = waiting::Ends::of(&tcp).map_err(|error| Error::Socket(Arc::new(error)))?;
     let tls = rustls::server::UnbufferedServerConnection::new(config).map_err(Error::Tls)?;
     let wire = wire::handshake(tcp, tls.into())
         .await
@@ -70,7 +71,7 @@ async fn handshake(
         return Err(Error::Tls(rustls::Error::NoApplicationProtocol));
     }
     let mut incoming = Incoming {
-        pace: Pace::new(wire, Role::Server, limits),
+        pace: Pace::new(wire, Role::Server, ends, limits),
         peer,
         fresh: false,
     };

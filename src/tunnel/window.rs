@@ -9,12 +9,14 @@
 //! stalled stream would stall its neighbours. So it is [`CONNECTION`], more than all streams can use
 //! together.
 
-use crate::pipe::CHUNK;
+use crate::pipe::{CHUNK, FRAME};
 
 /// The first window of a stream: one chunk, without a remainder that would travel alone.
 pub(crate) const INITIAL: u32 = CHUNK as u32;
 /// The largest window of a stream.
 const LARGEST: u32 = 16 * CHUNK as u32;
+/// The window of a stream while all tunnels together hold much.
+const SMALLEST: u32 = FRAME as u32;
 /// What all streams of a tunnel may hold together, as long as no window is below [`INITIAL`].
 const BUDGET: u32 = 64 * 1024 * 1024;
 /// The most bytes between two looks.
@@ -46,6 +48,13 @@ impl Window {
     /// Whether `bytes` since the last look are worth a look at the round trip.
     pub(crate) fn curious(&self, bytes: u64) -> bool {
         bytes >= self.patience
+    }
+
+    /// The window to announce, if it should change, while all tunnels together hold much. When they
+    /// do not any more, the first bytes that come are worth a look, and it is what it was.
+    pub(crate) fn squeeze(&mut self) -> Option<u32> {
+        self.patience = self.patience.min(u64::from(SMALLEST));
+        (self.size > SMALLEST).then_some(SMALLEST)
     }
 
     /// Learns that `bytes` came within a round trip over `streams` streams. The window to
@@ -103,5 +112,25 @@ mod tests {
             most < u64::from(CONNECTION),
             "a thousand stalled streams stall nobody else"
         );
+    }
+
+    #[test]
+    fn a_squeezed_window_is_soon_what_it_was() {
+        let much = u64::from(INITIAL) * 100;
+        let mut window = Window::new();
+        for _ in 0..30 {
+            if let Some(size) = window.learn(much, 1) {
+                window.set(size);
+            }
+        }
+        assert_eq!(window.squeeze(), Some(SMALLEST));
+        window.set(SMALLEST);
+        assert_eq!(window.squeeze(), None);
+        assert!(window.curious(u64::from(SMALLEST)));
+        assert_eq!(window.learn(much, 1), Some(LARGEST));
+        let mut unused = Window::new();
+        assert_eq!(unused.squeeze(), Some(SMALLEST));
+        unused.set(SMALLEST);
+        assert_eq!(unused.learn(1, 1), Some(INITIAL));
     }
 }

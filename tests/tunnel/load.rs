@@ -4,12 +4,13 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use adit::task;
+use adit::tunnel::{self, Limits, Waiting};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::bed::{self, Bed, run, sleep};
+use crate::bed::{self, Bed, run, sleep, until};
 use crate::peer;
 
 /// Numbers that look random and repeat from a seed.
@@ -216,6 +217,82 @@ fn slow_readers_cost_nobody_else_anything() {
         let task = task::spawn_local("end", async move { drop(near) });
         assert!(reading.await > 100_000);
         drop(task);
+    });
+}
+
+/// Sends up to `most` bytes, until nothing moves for a second or the connection is reset; how many.
+/// Who has sent all says so.
+async fn stuff(near: &mut TcpStream, most: usize) -> usize {
+    let chunk = vec![7; 65536];
+    let mut sent = 0;
+    while sent < most {
+        let ready = tokio::time::timeout(Duration::from_secs(1), near.writable()).await;
+        let now = &chunk[..chunk.len().min(most - sent)];
+        match ready.map(|_| near.try_write(now)) {
+            Ok(Ok(count)) => sent += count,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            _ => return sent,
+        }
+    }
+    let _ = near.shutdown().await;
+    sent
+}
+
+#[test]
+fn what_waits_for_readers_is_bounded_and_those_who_read_lose_nothing() {
+    const MOST: usize = 4 << 20;
+    run(async {
+        let (listener, app) = bed::listen().await;
+        let small = socket2::SockRef::from(&listener).set_recv_buffer_size(4096);
+        small.unwrap();
+        let limits = Limits {
+            waiting: Waiting::new(MOST, 1),
+            ..Limits::default()
+        };
+        let waiting = limits.waiting.clone();
+        let bed = Bed::with(app, limits).await;
+        let mut pairs = Vec::new();
+        for _ in 0..100 {
+            pairs.push(bed.joined(&listener).await);
+        }
+        let (mut near, mut far) = pairs.pop().unwrap();
+        // Some have said all they had to say, and some of these were answered by an end.
+        for (_, far) in pairs.iter_mut().step_by(4) {
+            far.shutdown().await.unwrap();
+        }
+        let stuffing = pairs.iter_mut().enumerate().map(|(at, (near, _))| {
+            let most = if at % 2 == 0 { 200_000 } else { usize::MAX };
+            stuff(near, most)
+        });
+        let stuffing = futures_util::future::join_all(stuffing);
+        let reading = async {
+            for round in 0..300_u32 {
+                let all = vec![round as u8; 20_000];
+                let mut got = vec![0; all.len()];
+                let both = tokio::join!(near.write_all(&all), far.read_exact(&mut got));
+                assert!(both.0.is_ok() && both.1.is_ok(), "{round}: {both:?}");
+                assert!(got == all);
+                assert!(waiting.bytes() <= MOST + MOST / 4, "{}", waiting.bytes());
+                sleep(5).await;
+            }
+        };
+        let (sent, ()) = tokio::join!(stuffing, reading);
+        // Little that was all there was can be with its application by now.
+        while bed.inbound.next().await.unwrap().reason() != Some("unread") {}
+        let mut reset = 0;
+        for ((near, far), sent) in pairs.iter_mut().zip(sent) {
+            let _ = near.shutdown().await;
+            let mut got = Vec::new();
+            match far.read_to_end(&mut got).await {
+                Ok(count) => assert_eq!(count, sent, "an end before its time"),
+                Err(_) => reset += 1,
+            }
+        }
+        assert!((1..90).contains(&reset), "{reset} of those who do not read");
+        let shed = tunnel::take_shed().expect("there were too many");
+        assert_eq!(shed.streams, reset);
+        drop((pairs, near, far));
+        until(|| waiting.bytes() == 0).await;
     });
 }
 

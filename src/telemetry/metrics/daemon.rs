@@ -132,6 +132,8 @@ pub struct Daemon {
     pub tunnels: ByDirection<Gauge>,
     pub tunnels_opened: ByDirection<Counter>,
     pub streams: ByDirection<Gauge>,
+    pub tunnel_unread: Gauge,
+    pub streams_shed: Counter,
     pub connections: Gauge,
     pub connections_refused: Family<Reason, Counter>,
     pub connection_places: Gauge,
@@ -280,6 +282,16 @@ impl Daemon {
             ),
             tunnels: directions(to, "tunnels", "Tunnels open at present"),
             tunnels_opened: directions(to, "tunnels_opened", "Tunnels opened"),
+            tunnel_unread: add(
+                to,
+                "tunnel_unread_bytes",
+                "Bytes that came through tunnels and wait for applications to read",
+            ),
+            streams_shed: add(
+                to,
+                "streams_shed",
+                "Connections in tunnels that were reset because too many bytes waited for their readers",
+            ),
             streams: directions(to, "streams", "Connections inside tunnels at present"),
             connections: add(to, "connections", "Connections that are carried at present"),
             connections_refused: add(

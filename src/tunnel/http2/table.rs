@@ -161,6 +161,13 @@ impl Table {
         self.entries.len() - self.vacant.len()
     }
 
+    /// Those for which bytes wait, also where the wire has nothing more to do with them.
+    pub(crate) fn unread(&self) -> Vec<Slot> {
+        let entries = self.entries.iter().zip(0..);
+        let unread = entries.filter(|(entry, _)| entry.unread > 0);
+        unread.map(|(_, at)| Slot(at)).collect()
+    }
+
     /// Those that are open on the wire.
     pub(crate) fn slots(&self) -> Vec<Slot> {
         self.open.iter().map(|(_, slot)| *slot).collect()

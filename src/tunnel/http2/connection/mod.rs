@@ -113,6 +113,8 @@ pub(crate) struct Connection {
     /// not given back yet. What waits for a reader is neither, so that this bounds it.
     receive: Window,
     owed: u32,
+    /// Bytes that wait for readers, on all streams together.
+    unread: usize,
     /// The receive window of streams, as the peer has acknowledged it.
     window: u32,
     /// One that it has not acknowledged yet.
@@ -190,6 +192,7 @@ impl Connection {
             send: Window::new(flow::DEFAULT),
             receive: Window::new(config.connection_window),
             owed: 0,
+            unread: 0,
             window: flow::DEFAULT,
             announced: Some(config.window),
             next: 1,
@@ -280,6 +283,11 @@ impl Connection {
     /// Whether the peer's SETTINGS have come.
     pub(crate) fn is_greeted(&self) -> bool {
         self.peer.greeted
+    }
+
+    /// How many bytes wait for readers.
+    pub(crate) fn unread(&self) -> usize {
+        self.unread
     }
 
     /// How many streams somebody holds.

@@ -309,6 +309,7 @@ impl Connection {
             return self.owe(count);
         }
         entry.unread += count;
+        self.unread += count as usize;
         // Before the answer nobody takes it, and it should not hold on to a large buffer.
         self.pieces.push(&mut entry.inbox, bytes, !answered);
         self.wake(slot);

@@ -129,8 +129,11 @@ impl Connection {
     pub(crate) fn consumed(&mut self, slot: Slot, count: usize) {
         let count = u32::try_from(count).expect("bounded by the window");
         let entry = self.table.entry(slot);
+        // Of a stream that was shed nothing waits any more.
+        let count = count.min(entry.unread);
         entry.owed += count;
         entry.unread -= count;
+        self.unread -= count as usize;
         self.replenish(slot);
         self.owe(count);
     }
@@ -268,7 +271,37 @@ impl Connection {
         let entry = self.table.entry(slot);
         self.pieces.clear(&mut entry.inbox);
         let unread = std::mem::take(&mut entry.unread);
+        self.unread -= unread as usize;
         self.table.release(slot);
         self.owe(unread);
+    }
+
+    /// Gives up streams, first those for which most waits, until `excess` bytes less wait; how many
+    /// bytes, and how many streams. One that has ended on the wire is lost to its holder alone.
+    pub(crate) fn shed(&mut self, excess: usize) -> (usize, usize) {
+        let mut slots = self.table.unread();
+        slots.sort_by_key(|slot| std::cmp::Reverse(self.table.peek(*slot).unread));
+        let (mut bytes, mut streams) = (0, 0);
+        for slot in slots {
+            if bytes >= excess {
+                break;
+            }
+            let entry = self.table.entry(slot);
+            let unread = std::mem::take(&mut entry.unread);
+            entry.facts |= is::BROKEN;
+            entry.reset = Reason::ENHANCE_YOUR_CALM;
+            self.pieces.clear(&mut entry.inbox);
+            if entry.is(is::OPEN) {
+                self.send_reset(slot, Reason::ENHANCE_YOUR_CALM);
+            }
+            // What came is not whole any more: an end behind it would be a lie.
+            self.table.entry(slot).facts &= !is::GOT_END;
+            self.wake(slot);
+            self.unread -= unread as usize;
+            self.owe(unread);
+            bytes += unread as usize;
+            streams += 1;
+        }
+        (bytes, streams)
     }
 }
