@@ -34,9 +34,8 @@ impl Worker {
             let current = certificates.current(&key.own);
             short || current.is_some_and(|now| now.epoch() != key.epoch)
         });
+        self.count_own(counted);
         let (tunnels, streams) = self.pool.load();
-        let own = tunnels + self.listening();
-        places.recount(counted.own.replace(own), own);
         let now = [tunnels, streams, self.live.len()].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
         let before = counted.gauges.replace(now);
         let gauges = [
@@ -51,6 +50,14 @@ impl Worker {
         let before = counted.made.replace(made);
         daemon.tunnels_opened.outbound.inc_by(made - before);
         self.look_at_unread();
+    }
+
+    /// Takes places for the descriptors of no pod. Also at once when listeners come: were they
+    /// counted later, connections would have those places by then.
+    pub(crate) fn count_own(&self, counted: &Counted) {
+        let own = self.pool.load().0 + self.listening();
+        let before = counted.own.replace(own);
+        self.shared.places.recount(before, own);
     }
 
     /// Gives up streams if too much waits for readers, and tells of those that were given up.

@@ -378,6 +378,8 @@ impl Worker {
                 }
             }
         }
+        drop(served);
+        self.count_own(&self.counted);
     }
 
     /// Ends what a pod has here, but for its listeners, which are given back.
