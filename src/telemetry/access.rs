@@ -50,27 +50,35 @@ pub struct End<'a> {
     pub quiet: bool,
 }
 
+/// An event of the log with the two ends of a record's connection, and what else is given. A macro,
+/// because fields and level of an event are constants.
+macro_rules! say {
+    ($level:ident, $record:expr, $ends:expr, $($rest:tt)+) => {
+        tracing::$level!(
+            target: TARGET,
+            id = $record.id,
+            src.addr = %$record.flow.source.addr,
+            src.workload = $ends.source.map(|w| &*w.name),
+            src.namespace = $ends.source.map(|w| &*w.namespace),
+            src.identity = $ends.source_identity.map(tracing::field::display),
+            dst.addr = %$ends.address,
+            dst.hbone_addr = $ends.hbone_address.map(tracing::field::display),
+            dst.service = $ends.service().as_deref(),
+            dst.workload = $ends.destination.map(|w| &*w.name),
+            dst.namespace = $ends.destination.map(|w| &*w.namespace),
+            dst.identity = $ends.destination_identity.map(tracing::field::display),
+            direction = $record.flow.direction.as_str(),
+            path = $record.flow.path.as_str(),
+            $($rest)+
+        )
+    };
+}
+
 impl Record<'_> {
     /// Records the start.
     pub fn opened(&self) {
         let ends = Ends::of(self);
-        tracing::debug!(
-            target: TARGET,
-            id = self.id,
-            src.addr = %self.flow.source.addr,
-            src.workload = ends.source.map(|w| &*w.name),
-            src.namespace = ends.source.map(|w| &*w.namespace),
-            src.identity = ends.source_identity.map(tracing::field::display),
-            dst.addr = %ends.address,
-            dst.hbone_addr = ends.hbone_address.map(tracing::field::display),
-            dst.service = ends.service().as_deref(),
-            dst.workload = ends.destination.map(|w| &*w.name),
-            dst.namespace = ends.destination.map(|w| &*w.namespace),
-            dst.identity = ends.destination_identity.map(tracing::field::display),
-            direction = self.flow.direction.as_str(),
-            path = self.flow.path.as_str(),
-            "connection opened"
-        );
+        say!(debug, self, ends, "connection opened");
     }
 
     /// Records the end.
@@ -84,24 +92,12 @@ impl Record<'_> {
                 "connection closed"
             }
         });
-        // The level of an event is a constant.
-        macro_rules! write {
+        macro_rules! say_end {
             ($level:ident) => {
-                tracing::$level!(
-                    target: TARGET,
-                    id = self.id,
-                    src.addr = %self.flow.source.addr,
-                    src.workload = ends.source.map(|w| &*w.name),
-                    src.namespace = ends.source.map(|w| &*w.namespace),
-                    src.identity = ends.source_identity.map(tracing::field::display),
-                    dst.addr = %ends.address,
-                    dst.hbone_addr = ends.hbone_address.map(tracing::field::display),
-                    dst.service = ends.service().as_deref(),
-                    dst.workload = ends.destination.map(|w| &*w.name),
-                    dst.namespace = ends.destination.map(|w| &*w.namespace),
-                    dst.identity = ends.destination_identity.map(tracing::field::display),
-                    direction = self.flow.direction.as_str(),
-                    path = self.flow.path.as_str(),
+                say!(
+                    $level,
+                    self,
+                    ends,
                     bytes_sent = sent,
                     bytes_recv = received,
                     duration = format_args!("{}ms", end.duration.as_millis()),
@@ -113,9 +109,9 @@ impl Record<'_> {
             };
         }
         if end.quiet {
-            write!(debug);
+            say_end!(debug);
         } else {
-            write!(info);
+            say_end!(info);
         }
     }
 }

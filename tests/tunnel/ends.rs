@@ -1,6 +1,7 @@
 //! How connections end, both ways and in every order.
 
 use std::io::ErrorKind;
+use std::rc::Rc;
 use std::task::Poll;
 
 use adit::deliver::Side;
@@ -8,6 +9,7 @@ use adit::sys::socket::AppSocket;
 use adit::task;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::bed::{self, Bed, run, sleep};
 use crate::peer;
@@ -165,25 +167,31 @@ fn a_dropped_relay_resets_both_sides() {
     });
 }
 
+/// A client whose peer has answered, ended the stream, and lost interest in what it says.
+async fn answered_and_left() -> (Rc<Bed>, TcpStream, Bytes) {
+    let (bed, listener, server) = Bed::before_a_peer().await;
+    let mut near = bed.connect().await;
+    near.write_all(b"before").await.unwrap();
+    let mut peer = peer::accept(&listener, &server).await;
+    let (request, mut respond) = peer.accept().await.unwrap().unwrap();
+    let body = request.into_body();
+    let mut send = respond
+        .send_response(http::Response::new(()), false)
+        .unwrap();
+    peer::drive(peer);
+    let answer = Bytes::from(vec![42; 50_000]);
+    peer::send(&mut send, answer.clone(), 16384).await;
+    send.send_data(Bytes::new(), true).unwrap();
+    // Without its handles, h2 does as Envoy does: all data, then RST_STREAM(NO_ERROR).
+    drop((send, body, respond));
+    (bed, near, answer)
+}
+
 /// Envoy ends a response with END_STREAM and then resets the request with NO_ERROR.
 #[test]
 fn no_error_after_the_end_loses_nothing() {
     run(async {
-        let (bed, listener, server) = Bed::before_a_peer().await;
-        let mut near = bed.connect().await;
-        near.write_all(b"before").await.unwrap();
-        let mut peer = peer::accept(&listener, &server).await;
-        let (request, mut respond) = peer.accept().await.unwrap().unwrap();
-        let body = request.into_body();
-        let mut send = respond
-            .send_response(http::Response::new(()), false)
-            .unwrap();
-        peer::drive(peer);
-        let answer = Bytes::from(vec![42; 50_000]);
-        peer::send(&mut send, answer.clone(), 16384).await;
-        send.send_data(Bytes::new(), true).unwrap();
-        // Without its handles, h2 does as Envoy does: all data, then RST_STREAM(NO_ERROR).
-        drop((send, body, respond));
+        let (bed, mut near, answer) = answered_and_left().await;
         let mut got = Vec::new();
         near.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, answer);
@@ -199,20 +207,7 @@ fn no_error_after_the_end_loses_nothing() {
 #[test]
 fn who_speaks_after_no_error_is_reset_and_has_read_all() {
     run(async {
-        let (bed, listener, server) = Bed::before_a_peer().await;
-        let mut near = bed.connect().await;
-        near.write_all(b"before").await.unwrap();
-        let mut peer = peer::accept(&listener, &server).await;
-        let (request, mut respond) = peer.accept().await.unwrap().unwrap();
-        let body = request.into_body();
-        let mut send = respond
-            .send_response(http::Response::new(()), false)
-            .unwrap();
-        peer::drive(peer);
-        let answer = Bytes::from(vec![42; 50_000]);
-        peer::send(&mut send, answer.clone(), 16384).await;
-        send.send_data(Bytes::new(), true).unwrap();
-        drop((send, body, respond));
+        let (bed, mut near, answer) = answered_and_left().await;
         // The answer and the end have come, and are unread.
         sleep(100).await;
         near.write_all(b"nobody listens").await.unwrap();
