@@ -19,7 +19,7 @@ use crate::node::worker::Shared;
 use crate::task;
 
 /// Pauses that are slept through after looking in vain, at most.
-const MOST_SKIPPED: u32 = 63;
+const MOST_SLEPT: u32 = 63;
 
 /// What the workers of a daemon share: that only one of them looks.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ impl Worth {
             self.backoff = 0;
         } else {
             self.skip = self.backoff;
-            self.backoff = (2 * self.backoff + 1).min(MOST_SKIPPED);
+            self.backoff = (2 * self.backoff + 1).min(MOST_SLEPT);
         }
     }
 }

@@ -65,14 +65,17 @@ impl Worker {
         let (free, workers) = (self.shared.places.free(), self.shared.workers);
         let ends = (source.ip(), pod.netns.cookie());
         let arrives = way == Direction::Inbound;
-        let _called = arrives.then(|| self.sources.call(ends, free, workers));
-        let admitted = match (_called, pod.share.admit()) {
+        let called = arrives.then(|| self.sources.call(ends, free, workers));
+        let admitted = match (called, pod.share.admit()) {
             (Some(None), _) => Err(TooMany::OfSource),
             (_, None) => Err(TooMany::OfPod),
-            (called, Some(place)) => Ok((place, called.flatten())),
+            (called, Some(place)) => Ok(Room {
+                place,
+                _called: called.flatten(),
+            }),
         };
         match admitted {
-            Ok((place, _called)) => Some(Room { place, _called }),
+            Ok(room) => Some(room),
             Err(which) => {
                 self.turned_away(pod, source, which);
                 None

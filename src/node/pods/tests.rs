@@ -15,6 +15,14 @@ fn at(start: Instant, ms: u64) -> Instant {
     start + Duration::from_millis(ms)
 }
 
+/// Pods that are wanted, and whose enrolment is under way.
+fn asked_for(wanted: Vec<Wanted>, t: Instant) -> Pods {
+    let mut pods = Pods::new(Duration::from_secs(30));
+    pods.want(wanted, t);
+    pods.due(t);
+    pods
+}
+
 #[test]
 fn a_wanted_pod_is_enrolled_once() {
     let t = Instant::now();
@@ -54,9 +62,7 @@ fn a_failure_is_retried_with_growing_waits_and_holds_no_other_up() {
 #[test]
 fn a_pod_no_longer_wanted_drains_and_is_released() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.done("a", Outcome::Enrolled, t);
     pods.want(vec![], t);
     assert_eq!(pods.due(t), vec![Action::Drain("a".into())]);
@@ -120,9 +126,7 @@ fn an_inherited_pod_is_left_alone_while_it_is_wanted_where_it_is() {
 #[test]
 fn an_idle_pod_is_released_before_the_deadline() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.done("a", Outcome::Enrolled, t);
     pods.want(vec![], t);
     pods.due(t);
@@ -134,9 +138,7 @@ fn an_idle_pod_is_released_before_the_deadline() {
 #[test]
 fn a_pod_wanted_again_while_it_drains_is_enrolled_anew() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.done("a", Outcome::Enrolled, t);
     pods.want(vec![], t);
     pods.due(t);
@@ -149,9 +151,7 @@ fn a_pod_wanted_again_while_it_drains_is_enrolled_anew() {
 #[test]
 fn a_replaced_namespace_is_abandoned_then_enrolled() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.done("a", Outcome::Enrolled, t);
     pods.drifted("a", "another namespace stands at its path", t);
     assert_eq!(pods.due(t), vec![Action::Abandon("a".into())]);
@@ -167,9 +167,7 @@ fn a_replaced_namespace_is_abandoned_then_enrolled() {
 #[test]
 fn a_pod_removed_while_it_enrols_is_drained_when_done_and_forgotten_when_failed() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a"), pod("b", "/b")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a"), pod("b", "/b")], t);
     pods.want(vec![], t);
     let given_up = ["a", "b"].map(|uid| Action::GiveUp(uid.into()));
     assert_eq!(pods.due(t), given_up);
@@ -183,9 +181,7 @@ fn a_pod_removed_while_it_enrols_is_drained_when_done_and_forgotten_when_failed(
 #[test]
 fn a_place_that_changes_while_the_pod_enrols_is_followed() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/old")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/old")], t);
     pods.want(vec![pod("a", "/new")], t);
     assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
     pods.done("a", Outcome::Enrolled, t);
@@ -205,9 +201,7 @@ fn a_place_that_changes_while_the_pod_enrols_is_followed() {
 #[test]
 fn a_pod_wanted_again_while_it_is_given_up_is_enrolled_at_once() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.want(vec![], t);
     assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
     pods.want(vec![pod("a", "/a")], t);
@@ -219,9 +213,7 @@ fn a_pod_wanted_again_while_it_is_given_up_is_enrolled_at_once() {
 #[test]
 fn a_sandbox_that_goes_while_its_pod_enrols_is_given_up() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.without_sandbox("a", t);
     assert_eq!(pods.due(t), vec![Action::GiveUp("a".into())]);
     pods.done("a", Outcome::Failed("given up".into()), t);
@@ -232,9 +224,7 @@ fn a_sandbox_that_goes_while_its_pod_enrols_is_given_up() {
 #[test]
 fn a_pod_whose_sandbox_went_is_given_up_and_looked_for_later() {
     let t = Instant::now();
-    let mut pods = Pods::new(Duration::from_secs(30));
-    pods.want(vec![pod("a", "/a")], t);
-    pods.due(t);
+    let mut pods = asked_for(vec![pod("a", "/a")], t);
     pods.done("a", Outcome::Enrolled, t);
     pods.without_sandbox("a", t);
     let sought = Wanted {
